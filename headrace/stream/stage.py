@@ -1,0 +1,99 @@
+"""What a stage sees: records in, one outcome each. Nothing here knows Kafka, offsets or databases.
+
+A stage is a module with a `build(context)` that returns a callable of a batch:
+
+    def build(context: Context) -> Process:
+        def process(batch: Sequence[Record]) -> list[Outcome]:
+            return [ok({"words": len(record.text.split())}) for record in batch]
+        return process
+
+The callable may carry a `version` attribute (its model's, say); it is recorded with each outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from headrace.config import Settings
+
+Kind = Literal["ok", "drop", "dead", "deleted", "deferred"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as a stage reads it.
+
+    `value` is the raw record's decoded value for a stage that reads raw topics, and the envelope's
+    `result` for one that reads `enriched.<stage>`.
+    """
+
+    id: str
+    kind: str
+    platform: str
+    value: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The text as published (or passed on); empty where there is none."""
+        text = self.value.get("text")
+        return text if isinstance(text, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one record in one stage. Made by ok(), drop(), dead() and deferred()."""
+
+    kind: Kind
+    result: Mapping[str, Any] | None = None
+    reason: str | None = None
+    parts: tuple[str, ...] = ()
+
+
+def ok(result: Mapping[str, Any], parts: Sequence[str] = ()) -> Outcome:
+    """The result, JSON-ready. Named `parts` merge into an earlier result instead of replacing it."""
+    return Outcome("ok", result=result, parts=tuple(parts))
+
+
+def drop(reason: str) -> Outcome:
+    """The stage has nothing to say of this record, and why (short, groupable: "language: ms")."""
+    return Outcome("drop", reason=reason)
+
+
+def dead(reason: str) -> Outcome:
+    """The record cannot be worked on; its original bytes go to the dead letters."""
+    return Outcome("dead", reason=reason)
+
+
+def deferred(reason: str) -> Outcome:
+    """Not now: the offset is committed, the record stays pending and comes back by redo."""
+    return Outcome("deferred", reason=reason)
+
+
+class Retry(Exception):
+    """The batch could not be worked on now; try the same batch again after so many seconds."""
+
+    def __init__(self, after: float, reason: str = "") -> None:
+        super().__init__(reason or f"again in {after:g} s")
+        self.after = after
+
+
+class Pause(Exception):
+    """Nothing can be worked on until somebody acts (a budget is spent, say); the group waits."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a stage may know when it is built: the settings and its group's own name."""
+
+    settings: Settings
+    group: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Process = Callable[[Sequence[Record]], Sequence[Outcome]]
