@@ -1,14 +1,26 @@
 """Settings: config/headrace.yaml ← environment (HEADRACE_KAFKA__BOOTSTRAP_SERVERS) ← flags.
 
+The processing mode has one more layer between the first two, the platforms' own YAML files
+(headrace.platforms): `default_mode` ← a platform's `processing.mode` ← `mode`.
+
 An unknown key or a wrong type is a ConfigError that names the file (or variable) and the key.
 """
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from headrace import yamlfile
+from headrace.errors import ConfigError
+from headrace.yamlfile import Document, dotted, explain, known_location
+
+Mode = Literal["fast", "full", "batch"]
 
 
 class Section(BaseModel):
@@ -56,7 +68,8 @@ class Servers(Section):
 
 
 class Processing(Section):
-    mode: Literal["fast", "full", "batch"] = "full"
+    default_mode: Mode = "full"  # of a platform whose YAML names none
+    mode: Mode | None = None  # for every platform, whatever its YAML says (`run --mode`)
     batch_size: int | None = None  # records; none: each group's own, in topics.yaml
     drain_seconds: float = 30.0
     retry_seconds: float = 1.0  # first pause after a retryable error; doubles up to the next
@@ -111,9 +124,188 @@ class Settings(Section):
 
     def path(self, name: Literal["topics", "schemas", "platforms", "dictionaries"]) -> Path:
         """Where a file or folder of the map stands: under `home`, else as shipped."""
-        raise NotImplementedError
+        named: Path = getattr(self, name)
+        own = self.under(named)
+        if own.exists():
+            return own
+        if named == Settings.model_fields[name].default:
+            for shipped in (_PACKAGE.parent / named, _PACKAGE / "shipped" / named):
+                if shipped.exists():
+                    return shipped.resolve()
+        raise ConfigError(f"{name}: {own} does not exist; correct the setting {name} or create it")
+
+    def under(self, path: Path) -> Path:
+        """`path` as meant in the settings: relative ones start from `home`."""
+        return (self.home / path.expanduser()).absolute()
 
 
-def load(flags: dict[str, Any] | None = None) -> Settings:
-    """Read the file named by HEADRACE_CONFIG (else ./config/headrace.yaml), environment, flags."""
-    raise NotImplementedError
+_PACKAGE = Path(__file__).resolve().parent
+_PREFIX = "HEADRACE_"
+_FILE_VARIABLE = "HEADRACE_CONFIG"
+
+
+def load(flags: Mapping[str, Any] | None = None) -> Settings:
+    """The settings in force: the file named by HEADRACE_CONFIG (else ./config/headrace.yaml, which
+    need not exist), overridden by environment variables, overridden by flags.
+
+    flags    nested ({"kafka": {"bootstrap_servers": …}}) or dotted ({"kafka.bootstrap_servers":
+             …}); a value of None means not given. "config" names another file.
+    Raises ConfigError naming the file and key, the variable, or the flag.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    path, required = _config_file(given.pop("config", None))
+    document = Document(path, None, {})
+    home = Path.cwd()
+    if path.is_file():
+        document = yamlfile.read(path)
+        folder = path.absolute().parent
+        home = folder.parent if folder.name == "config" else folder
+    elif required and str(path) != os.devnull:
+        raise ConfigError(f"{path}: there is no such configuration file")
+    if document.value is not None and not isinstance(document.value, dict):
+        raise document.error((), "should be keys and values, such as `project: name`")
+
+    values: dict[str, Any] = _without_none(document.value or {})
+    origins: dict[tuple[str, ...], str] = {}
+    for variable, location in _variables():
+        _put(values, location, _parse(variable, location), origins, variable)
+    for location, value in _flatten(given):
+        _put(values, location, value, origins, f"flag {dotted(location)}")
+    named_home = values.get("home")
+    if named_home is None or isinstance(named_home, str | Path):
+        values["home"] = (home / Path(named_home or "").expanduser()).absolute()
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        found = known_location(values, first["loc"])
+        origin = next(
+            (
+                origins[key]
+                for end in range(len(found), 0, -1)
+                if (key := tuple(str(part) for part in found[:end])) in origins
+            ),
+            None,
+        )
+        message = "is not usable" if _is_secret(found) else explain(first, Settings)
+        if origin is None:
+            raise document.error(found, message) from None
+        raise ConfigError(f"{origin} ({dotted(found)}): {message}") from None
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """Variables from which `load` makes the very same settings in a child process, whatever its
+    folder. Secrets are included: pass them on, never log them."""
+    variables = {_FILE_VARIABLE: os.devnull}
+    for location, value in leaves(settings):
+        if value is None:
+            continue
+        if isinstance(value, SecretStr):
+            text = value.get_secret_value()
+        elif isinstance(value, str | Path):
+            text = str(value)
+        elif isinstance(value, bool):
+            text = str(value).lower()
+        elif isinstance(value, dict | tuple):
+            text = json.dumps(value)
+        else:
+            text = repr(value)
+        if text:
+            variables[_PREFIX + "__".join(location).upper()] = text
+    return variables
+
+
+def leaves(section: Section, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every setting as (location, value), in the order of this file."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from leaves(value, (*at, name))
+        else:
+            yield (*at, name), value
+
+
+def secrets(settings: Settings) -> list[str]:
+    """The secret values in force, for masking."""
+    return [
+        value.get_secret_value() for _, value in leaves(settings) if isinstance(value, SecretStr)
+    ]
+
+
+def _config_file(flag: str | Path | None) -> tuple[Path, bool]:
+    named = flag or os.environ.get(_FILE_VARIABLE)
+    if named:
+        return Path(named).expanduser(), True
+    return Path("config") / "headrace.yaml", False
+
+
+def _variables() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The environment's settings. One without `__` that is no top-level key is not ours."""
+    for variable in sorted(os.environ):
+        if not variable.startswith(_PREFIX) or not os.environ[variable]:
+            continue  # empty is not set, as `docker compose` passes it
+        location = tuple(variable.removeprefix(_PREFIX).lower().split("__"))
+        if len(location) > 1 or location[0] in Settings.model_fields:
+            yield variable, location
+
+
+def _parse(variable: str, location: tuple[str, ...]) -> Any:
+    """Lists and mappings are JSON; everything else is left for the model to convert."""
+    text = os.environ[variable]
+    if text[:1] in "[{" and isinstance(_default(location), dict | tuple):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _default(location: Sequence[str | int]) -> Any:
+    value: Any = Settings()
+    for key in location:
+        value = getattr(value, str(key), None)
+    return value
+
+
+def _put(
+    values: dict[str, Any],
+    location: tuple[str, ...],
+    value: Any,
+    origins: dict[tuple[str, ...], str],
+    origin: str,
+) -> None:
+    for depth, key in enumerate(location[:-1], 1):
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{origin}: {dotted(location[:depth])} is a value, not a section")
+        values = inner
+    values[location[-1]] = value
+    origins[location] = origin
+
+
+def _without_none(value: Any) -> Any:
+    """A key without a value (its lines commented out, say) is not given."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return value
+
+
+def _flatten(
+    value: Mapping[str, Any], at: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, inner in value.items():
+        location = (*at, *key.split(".")) if not at else (*at, key)
+        if isinstance(inner, Mapping):
+            yield from _flatten(inner, location)
+        elif inner is not None:
+            yield location, inner
+
+
+def _is_secret(location: Sequence[str | int]) -> bool:
+    model: Any = Settings
+    for key in location:
+        field = getattr(model, "model_fields", {}).get(key)
+        if field is None:
+            return False
+        model = field.annotation
+    return "SecretStr" in str(model)

@@ -1,0 +1,112 @@
+"""The command `headrace`: names of commands and where each of them lives, imported when called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from headrace import __version__
+from headrace.errors import HeadraceError
+
+# name: (module:command, one line of help, which `headrace --help` shows without an import)
+COMMANDS = {
+    "demo": ("headrace.demo:demo", "Show the whole way once, on samples"),
+    "init": ("headrace.setup:init", "Make a working folder outside the clone"),
+    "up": ("headrace.servers.commands:up", "Start Kafka, PostgreSQL and Weaviate on this machine"),
+    "down": ("headrace.servers.commands:down", "Stop them"),
+    "servers": ("headrace.servers.commands:servers", "The same servers: up, down, status"),
+    "topics": ("headrace.stream.topics_commands:topics", "Topics: apply, list, asyncapi"),
+    "migrate": ("headrace.stores.commands:migrate", "Bring the database schema up to date"),
+    "publish": ("producers.commands:publish", "Publish files as records"),
+    "run": ("headrace.stream.commands:run", "Run groups until stopped, or until caught up"),
+    "worker": ("headrace.stream.commands:worker", "Run one group in this process"),
+    "lag": ("headrace.backlog.commands:lag", "What waits in front of every group"),
+    "progress": ("headrace.backlog.commands:progress", "How far a run has come"),
+    "wait": ("headrace.backlog.commands:wait", "Wait until a run has reached the stores"),
+    "coverage": ("headrace.backlog.commands:coverage", "Which share of the records is done"),
+    "trace": ("headrace.backlog.commands:trace", "Everything that is known of one record"),
+    "doctor": ("headrace.backlog.commands:doctor", "What is wrong, and what to do about it"),
+    "sql": ("headrace.stores.commands:sql", "Ask the database"),
+    "config": ("headrace.config_commands:config", "Settings: get, show"),
+}
+
+
+class Lazy(click.Group):
+    """A group of commands that are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file, instead of config/headrace.yaml.",
+)
+@click.option("--project", help="Prefix of topics, groups and the database schema.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.version_option(__version__, package_name="headrace", message="headrace %(version)s")
+@click.pass_context
+def headrace(
+    ctx: click.Context, file: Path | None, project: str | None, log_level: str | None
+) -> None:
+    """Raw text records on Kafka, enriched by independent groups, queryable in PostgreSQL."""
+
+    def load() -> Any:
+        from headrace import config, log
+
+        settings = config.load({"config": file, "project": project, "log.level": log_level})
+        log.setup(settings)
+        return settings
+
+    ctx.obj = load
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The whole program; returns its exit status (a command may return one as a number)."""
+    try:
+        result = headrace.main(args=arguments, prog_name="headrace", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except HeadraceError as error:
+        return _say(str(error))
+    except click.ClickException as error:
+        _quietly(error.show)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has gone (`| head`); nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(message: str) -> int:
+    line = " ".join(message.split())
+    _quietly(lambda: print(f"headrace: {line}", file=sys.stderr))
+    return 2
+
+
+def _quietly(write: Callable[[], object]) -> None:
+    with suppress(OSError):  # standard error may be gone as well
+        write()
