@@ -61,7 +61,9 @@ class Detected:
 
     def __str__(self) -> str:
         """One line for people: `csv, cp1252, semicolons, header on line 2`."""
-        parts: list[str] = [f"{self.format}.{self.compression}" if self.compression else self.format]
+        parts: list[str] = [
+            f"{self.format}.{self.compression}" if self.compression else self.format
+        ]
         if self.encoding:
             parts.append(self.encoding)
         if self.delimiter:
