@@ -1,0 +1,324 @@
+"""The views for people, made from the stages of topics.yaml. Pure: SQL out, nothing executed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """What the views know of a stage; `topics` are (full raw topic name, platform or None)."""
+
+    stage: str
+    facet: str
+    semantic: bool
+    version: str
+    rank: int
+    description: str
+    topics: tuple[tuple[str, str | None], ...]
+
+
+NAMES = (
+    "platform_metrics",
+    "coverage",
+    "communities",
+    "entities",
+    "posts",
+    "record_status",
+    "served",
+    "stage_status",
+)
+
+# A stage's answer counts for the record's current revision only; an older one leaves it pending,
+# a newer one (the store has not read the record yet) does too, until its record is here.
+STAGE_STATUS = """
+CREATE VIEW stage_status AS
+SELECT r.id AS record_id, r.platform_id, st.stage,
+       CASE WHEN o.outcome = 'drop' THEN 'dropped'
+            WHEN o.outcome IN ('ok', 'dead') THEN o.outcome
+            ELSE 'pending' END AS status,
+       o.at AS processed_at, o.stored_at, o.reason, o.version
+FROM records r
+JOIN stage_topics st ON st.topic = r.topic
+LEFT JOIN outcomes o
+  ON o.record_id = r.id AND o.stage = st.stage
+ AND o.root_topic_id = r.topic_id AND o.root_offset = r."offset"
+ AND o.outcome IN ('ok', 'drop', 'dead')
+WHERE NOT r.deleted
+"""
+
+SERVED = """
+CREATE VIEW served AS
+SELECT DISTINCT ON (s.facet, f.record_id)
+       f.record_id, s.facet, f.stage, f.result, f.version, f.rank, f.at,
+       (f.topic_id, f."offset") IS DISTINCT FROM (r.topic_id, r."offset") AS stale
+FROM (
+  SELECT record_id, stage, result, version, rank, at,
+         root_topic_id AS topic_id, root_offset AS "offset", root_appended AS appended
+  FROM outcomes WHERE outcome = 'ok'
+  UNION ALL
+  SELECT record_id, stage, earlier->'result', earlier->>'version', (earlier->>'rank')::integer,
+         (earlier->>'at')::timestamptz, earlier->>'topic_id', (earlier->>'offset')::bigint,
+         (earlier->>'appended')::bigint
+  FROM outcomes WHERE outcome <> 'ok' AND earlier IS NOT NULL
+) f
+JOIN stages s USING (stage)
+JOIN records r ON r.id = f.record_id AND NOT r.deleted
+ORDER BY s.facet, f.record_id, f.appended DESC, f."offset" DESC, f.rank DESC, f.stage
+"""
+
+ENTITIES = """
+CREATE VIEW entities AS
+SELECT m.type, m.name, p.name AS platform,
+       count(*) AS mentions, count(DISTINCT m.record_id) AS records,
+       round(avg(m.confidence)::numeric, 3) AS confidence,
+       min(r.created_at) AS first_seen, max(r.created_at) AS last_seen
+FROM entity_mentions m
+JOIN records r ON r.id = m.record_id AND NOT r.deleted
+JOIN dim_platform p ON p.id = r.platform_id
+GROUP BY m.type, m.name, p.name
+"""
+
+COVERAGE = """
+CREATE VIEW coverage AS
+SELECT p.name AS platform, s.stage, count(*) AS records,
+       count(*) FILTER (WHERE s.status = 'ok') AS ok,
+       count(*) FILTER (WHERE s.status = 'dropped') AS dropped,
+       count(*) FILTER (WHERE s.status = 'dead') AS dead,
+       count(*) FILTER (WHERE s.status = 'pending') AS pending,
+       round(count(*) FILTER (WHERE s.status = 'ok')::numeric
+             / nullif(count(*) FILTER (WHERE s.status <> 'dropped'), 0), 4) AS coverage,
+       max(s.stored_at) AS last_updated
+FROM stage_status s
+JOIN dim_platform p ON p.id = s.platform_id
+GROUP BY p.name, s.stage
+"""
+
+
+def statements(stages: Sequence[StageRow], coverage_level: float) -> list[str]:
+    """CREATE VIEW and COMMENT statements, in the order they need each other."""
+    made = [STAGE_STATUS, SERVED, _record_status(stages), _posts(stages), ENTITIES]
+    made += [_communities(stages), COVERAGE, _platform_metrics(stages, coverage_level)]
+    for name, comment in _comments(coverage_level).items():
+        kind = "COLUMN" if "." in name else "VIEW"
+        made.append(f"COMMENT ON {kind} {name} IS {_quoted(comment)}")
+    return made
+
+
+def _record_status(stages: Sequence[StageRow]) -> str:
+    columns, joins = [], []
+    for number, stage in enumerate(stages):
+        alias, name = f"s{number}", _quoted(stage.stage)
+        columns.append(
+            f'{alias}.status AS "{stage.stage}_status",'
+            f' {alias}.processed_at AS "{stage.stage}_processed_at"'
+        )
+        joins.append(
+            f"LEFT JOIN stage_status {alias} ON {alias}.record_id = r.id AND {alias}.stage = {name}"
+        )
+    every = [f"s{number}" for number in range(len(stages))]
+    sentiment = [a for a, stage in zip(every, stages, strict=True) if stage.facet == "sentiment"]
+    others = [
+        a
+        for a, stage in zip(every, stages, strict=True)
+        if not stage.semantic and stage.facet != "sentiment"
+    ]
+    semantic = [a for a, stage in zip(every, stages, strict=True) if stage.semantic]
+    status = f"""CASE WHEN {_any(every, "dead")} THEN 'failed'
+            WHEN {_any(sentiment, "pending")} THEN 'pending_sentiment'
+            WHEN {_any(others, "pending")} THEN 'sentiment_complete'
+            WHEN {_any(semantic, "pending")} THEN 'pending_semantic'
+            ELSE 'full' END"""
+    listed = "".join(f",\n       {column}" for column in columns)
+    return f"""
+CREATE VIEW record_status AS
+SELECT r.id, p.name AS platform, r.kind,
+       {status} AS processing_status,
+       r.ingested_at, r.updated_at{listed}
+FROM records r
+JOIN dim_platform p ON p.id = r.platform_id
+{chr(10).join(joins)}
+WHERE NOT r.deleted AND EXISTS (SELECT FROM stage_topics st WHERE st.topic = r.topic)
+"""
+
+
+def _any(aliases: Sequence[str], status: str) -> str:
+    return " OR ".join(f"{alias}.status = '{status}'" for alias in aliases) or "false"
+
+
+def _posts(stages: Sequence[StageRow]) -> str:
+    """Posts and comments with what is served of the facets that people ask for first."""
+    known = {stage.facet for stage in stages}
+    wanted = {
+        "text": [
+            ("result->>'clean'", "clean_text"),
+            ("result->>'language'", "language"),
+            ("result->'hashtags'", "hashtags"),
+        ],
+        "sentiment": [
+            ("result->>'label'", "sentiment"),
+            ("(result->>'score')::real", "sentiment_score"),
+            ("(result->>'confidence')::real", "sentiment_confidence"),
+            ("stale", "sentiment_stale"),
+        ],
+    }
+    columns, joins = "", ""
+    for facet, parts in wanted.items():
+        if facet not in known:
+            continue
+        columns += "".join(f",\n       {facet}.{part} AS {name}" for part, name in parts).replace(
+            f"{facet}.(result", f"({facet}.result"
+        )
+        joins += _served_join(facet, stages)
+    return f"""
+CREATE VIEW posts AS
+SELECT r.id, p.name AS platform, r.kind, r.native_id, r.title, r.text, a.name AS author,
+       c.name AS community, r.url, r.created_at, r.lang, r.metrics, run.run,
+       (r.value::jsonb)->>'parent_id' AS parent_id, (r.value::jsonb)->>'thread_id' AS thread_id,
+       (r.value::jsonb)->'labels' AS labels, (r.value::jsonb)->'extra' AS extra,
+       r.ingested_at, r.updated_at{columns}
+FROM records r
+JOIN dim_platform p ON p.id = r.platform_id
+LEFT JOIN dim_author a ON a.id = r.author_id
+LEFT JOIN dim_community c ON c.id = r.community_id
+LEFT JOIN dim_run run ON run.id = r.run_id{joins}
+WHERE NOT r.deleted AND r.kind <> 'community'
+"""
+
+
+def _served_join(facet: str, stages: Sequence[StageRow]) -> str:
+    """The served result of a facet: where one stage provides it, a plain join does (it is quicker
+    over many rows than `served`, which has to choose)."""
+    names = [stage.stage for stage in stages if stage.facet == facet]
+    if len(names) > 1:
+        return f"\nLEFT JOIN served {facet} ON {facet}.record_id = r.id" + (
+            f" AND {facet}.facet = {_quoted(facet)}"
+        )
+    return f"""
+LEFT JOIN (
+  SELECT o.record_id,
+         CASE WHEN o.outcome = 'ok' THEN o.result ELSE o.earlier->'result' END AS result,
+         CASE WHEN o.outcome = 'ok'
+              THEN o.root_topic_id <> now_.topic_id OR o.root_offset <> now_."offset"
+              WHEN o.earlier IS NOT NULL
+              THEN o.earlier->>'topic_id' <> now_.topic_id
+                OR (o.earlier->>'offset')::bigint <> now_."offset" END AS stale
+  FROM outcomes o JOIN records now_ ON now_.id = o.record_id
+  WHERE o.stage = {_quoted(names[0])}
+) {facet} ON {facet}.record_id = r.id"""
+
+
+def _communities(stages: Sequence[StageRow]) -> str:
+    with_sentiment = any(stage.facet == "sentiment" for stage in stages)
+    mean = "round(avg(sentiment_score)::numeric, 3)" if with_sentiment else "NULL::numeric"
+    return f"""
+CREATE VIEW communities AS
+WITH counted AS (
+  SELECT posts.platform, d.slug, count(*) FILTER (WHERE kind = 'post') AS posts,
+         count(*) FILTER (WHERE kind = 'comment') AS comments,
+         count(DISTINCT author) AS authors, {mean} AS sentiment,
+         min(created_at) AS first_at, max(created_at) AS last_at
+  FROM posts
+  JOIN dim_platform p ON p.name = posts.platform
+  JOIN dim_community d ON d.platform_id = p.id AND d.name = posts.community
+  GROUP BY posts.platform, d.slug
+), described AS (
+  SELECT DISTINCT ON (p.name, d.slug) p.name AS platform, d.slug, r.id, r.title, r.text, r.metrics
+  FROM records r
+  JOIN dim_platform p ON p.id = r.platform_id
+  JOIN dim_community d ON d.id = r.community_id
+  WHERE r.kind = 'community' AND NOT r.deleted
+  ORDER BY p.name, d.slug, r.id
+)
+SELECT platform, slug, coalesce(e.title, (
+         SELECT min(d.name) FROM dim_community d JOIN dim_platform p ON p.id = d.platform_id
+         WHERE p.name = platform AND d.slug = slugs.slug)) AS name,
+       e.id, e.text AS description, coalesce(c.posts, 0) AS posts,
+       coalesce(c.comments, 0) AS comments, coalesce(c.authors, 0) AS authors, c.sentiment,
+       c.first_at, c.last_at, e.metrics AS published_counts
+FROM (SELECT platform, slug FROM counted UNION SELECT platform, slug FROM described) slugs
+LEFT JOIN counted c USING (platform, slug)
+LEFT JOIN described e USING (platform, slug)
+"""
+
+
+def _platform_metrics(stages: Sequence[StageRow], level: float) -> str:
+    sentiment = any(stage.facet == "sentiment" for stage in stages)
+    reached = f"coalesce(c.coverage, 1) >= {level!r}"
+    quick = " AND ".join(["NOT g.semantic"])
+    mood = (
+        """round(avg(sentiment_score)::numeric, 3) AS sentiment,
+         count(*) FILTER (WHERE sentiment = 'positive') AS positive,
+         count(*) FILTER (WHERE sentiment = 'neutral') AS neutral,
+         count(*) FILTER (WHERE sentiment = 'negative') AS negative"""
+        if sentiment
+        else """NULL::numeric AS sentiment, 0::bigint AS positive,
+         0::bigint AS neutral, 0::bigint AS negative"""
+    )
+    return f"""
+CREATE VIEW platform_metrics AS
+WITH volume AS (
+  SELECT platform, count(*) AS records, count(*) FILTER (WHERE kind = 'post') AS posts,
+         count(*) FILTER (WHERE kind = 'comment') AS comments,
+         count(DISTINCT author) AS authors, count(DISTINCT community) AS communities,
+         min(created_at) AS first_at, max(created_at) AS last_at,
+         sum((SELECT sum(CASE WHEN jsonb_typeof(value) = 'number' THEN value::text::numeric END)
+              FROM jsonb_each(CASE WHEN jsonb_typeof(metrics) = 'object' THEN metrics END)
+              WHERE key IN ('likes', 'comments', 'shares', 'score', 'reactions')))
+           AS engagement,
+         {mood}, max(updated_at) AS updated_at
+  FROM posts GROUP BY platform
+), levels AS (
+  SELECT c.platform, jsonb_object_agg(c.stage, c.coverage ORDER BY c.stage) AS coverages,
+         CASE WHEN bool_and({reached}) THEN 'full'
+              WHEN bool_and({reached}) FILTER (WHERE {quick}) THEN 'fast'
+              ELSE 'early' END AS processing_level,
+         max(c.last_updated) AS last_updated
+  FROM coverage c JOIN stages g USING (stage)
+  GROUP BY c.platform
+), ranked AS (
+  SELECT platform, type, name, mentions,
+         row_number() OVER (PARTITION BY platform ORDER BY mentions DESC, type, name) AS place
+  FROM entities
+), top AS (
+  SELECT platform, jsonb_agg(jsonb_build_object('name', name, 'type', type, 'mentions', mentions)
+                             ORDER BY place) AS top_entities
+  FROM ranked WHERE place <= 10 GROUP BY platform
+)
+SELECT v.platform, coalesce(l.processing_level, 'early') AS processing_level, v.records, v.posts,
+       v.comments, v.authors, v.communities, v.engagement, v.sentiment, v.positive, v.neutral,
+       v.negative, coalesce(t.top_entities, '[]') AS top_entities, v.first_at, v.last_at,
+       coalesce(l.coverages, '{{}}') AS coverages,
+       greatest(v.updated_at, l.last_updated) AS last_updated
+FROM volume v LEFT JOIN levels l USING (platform) LEFT JOIN top t USING (platform)
+"""
+
+
+def _comments(level: float) -> dict[str, str]:
+    return {
+        "stage_status": "Per current record and stage that reads it: ok, dropped, dead or pending",
+        "served": "Per record and facet the result to read; stale: of an earlier revision",
+        "record_status": "How far each record is, and when each stage answered",
+        "record_status.processing_status": (
+            "pending_sentiment; sentiment_complete: sentiment done, another quick stage is not; "
+            "pending_semantic: only semantic stages are missing; full; failed: a stage's "
+            "outcome is dead"
+        ),
+        "posts": "Posts and comments, with names instead of ids and their sentiment and language",
+        "posts.sentiment_stale": "The sentiment is of an earlier revision of the text",
+        "entities": "Named entities with their mentions, per platform",
+        "communities": "Communities with counts of what is stored, and what was published of them",
+        "coverage": "Per platform and stage: records = ok + dropped + dead + pending",
+        "coverage.coverage": "ok / records that the stage does not drop; empty if it drops all",
+        "platform_metrics": "Volume, engagement, sentiment and top entities per platform",
+        "platform_metrics.processing_level": (
+            f"early; fast: every quick stage covers {level:.0%}; full: every stage does"
+        ),
+        "platform_metrics.engagement": "Sum of likes, comments, shares, score and reactions",
+        "platform_metrics.last_updated": "When a record or outcome behind the figures last came",
+    }
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
