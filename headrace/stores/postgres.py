@@ -75,8 +75,9 @@ def connect(
     found["options"] = f"{found.get('options', '')} {said}".strip()
     found.setdefault("application_name", f"{application} {settings.project}")
     found.setdefault("connect_timeout", "10")
+    found["client_encoding"] = "utf8"
     try:
-        connection = psycopg.connect("", autocommit=autocommit, client_encoding="utf8", **found)  # type: ignore[call-overload]
+        return psycopg.connect(conninfo.make_conninfo("", **found), autocommit=autocommit)
     except psycopg.OperationalError as error:
         raise ServerUnavailable(
             f"PostgreSQL at {where(settings)} cannot be used: {_first_line(error)}"
