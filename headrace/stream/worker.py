@@ -1,0 +1,292 @@
+"""One worker: a process that is one member of one group, whatever the group's home.
+
+`headrace.stream.stage_worker` and `headrace.stream.store_worker` each give a Loop; what is the same
+for both stands here: the slot, the signals, pauses, errors that pass, and the end.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import filelock
+
+from headrace import home
+from headrace.config import Settings
+from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.log import get
+from headrace.stream import clients
+from headrace.stream.faults import Exit, Fenced, LimitReached, fences, passes
+from headrace.stream.metrics import Metrics
+from headrace.stream.stage import Pause, Retry
+from headrace.stream.topology import Group, Topic, Topology
+from headrace.stream.watchdog import Watchdog
+
+log = get(__name__)
+
+STEP_SECONDS = 60.0  # a commit, a start or an end that takes longer is stuck
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a loop is given to work with."""
+
+    settings: Settings
+    topology: Topology
+    group: Group
+    topics: tuple[Topic, ...]  # what is really read: the subscription and the group's redo
+    slot: int
+    admin: clients.Admin
+    metrics: Metrics
+    watchdog: Watchdog
+    stopping: Callable[[], bool]
+
+    @property
+    def worker(self) -> str:
+        """The worker's name: host and slot, which a restart gets again."""
+        return f"{socket.gethostname()}-{self.slot}"
+
+    @property
+    def transactional_id(self) -> str:
+        return f"{self.group.name}.{self.worker}"
+
+
+class Loop(Protocol):
+    """One group's way of working. Everything is called from one thread.
+
+    open   connects and joins the group
+    work   polls, works and commits once; True where it committed records. Whatever it raises, the
+           batch is then as good as never read: rolled back, and the source rewound
+    rest   stays a member for so many seconds without reading; ends early when stopping
+    close  leaves the group
+    """
+
+    def open(self) -> None: ...
+
+    def work(self) -> bool: ...
+
+    def rest(self, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run(
+    settings: Settings,
+    topology: Topology,
+    group: Group,
+    topics: tuple[Topic, ...],
+    *,
+    slot: int | None = None,
+    report: Callable[[str, str], None] = lambda state, reason: None,
+    finished: Callable[[], bool] = lambda: False,
+) -> Exit:
+    """Works until a signal, until `finished` says so after an idle poll, or until it cannot go on.
+
+    `report` hears of every change of state: starting, working, retrying, paused, stopped.
+    """
+    signals = Signals()
+    watchdog = Watchdog()
+    signals.on_first = lambda: watchdog.begin(
+        "draining", settings.processing.drain_seconds, Exit.CRASHED
+    )
+    with held_slot(f"{topology.project}.{group.short}", slot) as taken, signals:
+        metrics = Metrics(settings, group.name)
+        place = Place(
+            settings,
+            topology,
+            group,
+            topics,
+            taken,
+            clients.admin(settings),
+            metrics,
+            watchdog,
+            signals.stopping,
+        )
+
+        def say(state: str, reason: str = "") -> None:
+            if metrics.state != (state, reason):
+                metrics.state = (state, reason)
+                report(state, reason)
+
+        say("starting")
+        try:
+            loop = _loop(place)
+            _rest_of_startup(loop, place, say)
+            return _serve(loop, place, say, finished)
+        except LimitReached as error:
+            log.error("%s", error)
+            say("stopped", str(error))
+            return Exit.LIMIT
+        except Fenced as error:
+            log.warning("fenced: %s", error)
+            return Exit.FENCED
+        except ServerUnavailable as error:
+            log.error("%s", error)
+            return Exit.CRASHED
+        except HeadraceError as error:
+            log.error("%s", error)
+            say("stopped", str(error))
+            return Exit.MISTAKE
+        except Exception:
+            log.exception("the worker crashed")
+            return Exit.CRASHED
+        finally:
+            metrics.close()
+
+
+def _loop(place: Place) -> Loop:
+    module = import_module(f"headrace.stream.{place.group.kind}_worker")
+    loop: Loop = module.build(place)
+    return loop
+
+
+def _rest_of_startup(loop: Loop, place: Place, say: Callable[..., None]) -> None:
+    pause = Backoff(place.settings)
+    while not place.stopping():
+        try:
+            loop.open()
+            break
+        except Exception as error:
+            if fences(error):
+                raise Fenced(str(error)) from error
+            if not passes(error):
+                raise
+            say("retrying", str(error))
+            seconds = pause.next()
+            log.warning("cannot start yet, again in %.1f s: %s", seconds, error)
+            _sleep(seconds, place.stopping)
+    # What is alive now stays; looking at it again and again took a third of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def _serve(loop: Loop, place: Place, say: Callable[..., None], finished: Callable[[], bool]) -> Exit:
+    pause = Backoff(place.settings)
+    longest = place.settings.processing.retry_max_seconds
+    while not place.stopping():
+        try:
+            busy = loop.work()
+            say("working")
+            pause.reset()
+            if not busy and finished():
+                break
+        except Retry as retry:
+            say("retrying", str(retry))
+            log.warning("the group asks for a pause of %g s: %s", retry.after, retry)
+            loop.rest(retry.after)
+        except Pause as wait:
+            if place.metrics.state != ("paused", wait.reason):
+                log.warning("paused: %s", wait.reason)
+            say("paused", wait.reason)
+            loop.rest(longest)
+        except Exception as error:
+            if fences(error):
+                raise Fenced(str(error)) from error
+            if not passes(error):
+                raise
+            seconds = pause.next()
+            say("retrying", str(error))
+            log.warning("again in %.1f s: %s", seconds, error)
+            loop.rest(seconds)
+    with place.watchdog.step("leaving the group", STEP_SECONDS, Exit.DONE):
+        loop.close()
+    return Exit.DONE
+
+
+class Backoff:
+    """Seconds to wait: the first pause, doubled each time up to the longest."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._first = settings.processing.retry_seconds
+        self._longest = settings.processing.retry_max_seconds
+        self._next = self._first
+
+    def next(self) -> float:
+        seconds, self._next = self._next, min(self._next * 2, self._longest)
+        return seconds
+
+    def reset(self) -> None:
+        self._next = self._first
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks to drain, the second ends at once.
+
+    Python runs handlers in the main thread, which may sit in a call into librdkafka. So the signal's
+    number goes through a pipe to a thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self.on_first: Callable[[], object] = lambda: None
+        self._stop = threading.Event()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # tests run a worker in a thread and stop it otherwise
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass  # the process ends
+
+    def _listen(self) -> None:
+        while number := os.read(self._read, 1):
+            if number[0] not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            if self._stop.is_set():
+                os._exit(128 + number[0])
+            log.info("draining; a second signal ends at once")
+            self._stop.set()
+            self.on_first()
+
+
+@contextmanager
+def held_slot(group: str, wanted: int | None = None) -> Iterator[int]:
+    """The lowest free slot of a group on this machine (or the wanted one), until the block ends.
+
+    The lock is the operating system's, so a killed worker's slot is free at once, and its successor
+    ends its transaction by coming back under the same transactional id.
+    """
+    folder = home.data_dir() / "slots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for slot in range(10_000) if wanted is None else [wanted]:
+        lock = filelock.FileLock(_slot_file(folder, group, slot))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            continue
+        try:
+            yield slot
+        finally:
+            lock.release()
+        return
+    raise HeadraceError(f"slot {wanted} of {group} is taken by another worker on this machine")
+
+
+def _slot_file(folder: Path, group: str, slot: int) -> Path:
+    return folder / f"{group}.{slot}.lock"
+
+
+def _sleep(seconds: float, until: Callable[[], bool]) -> None:
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0 and not until():
+        time.sleep(min(left, 0.25))
