@@ -119,7 +119,7 @@ def _migrate(
     """The whole work in one transaction: readers see the old views or the new, never none."""
     with connection.transaction():
         connection.execute(
-            "SELECT set_config(name, %s, true) FROM unnest(%s) AS name",
+            "SELECT set_config(name, %s, true) FROM unnest(%s::text[]) AS name",
             (PATIENCE, ["lock_timeout", "statement_timeout"]),
         )
         connection.execute(
