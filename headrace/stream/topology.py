@@ -1,0 +1,463 @@
+"""topics.yaml as objects: every topic and every group of a project. Pure; no broker is asked.
+
+`short` names are those of topics.yaml with templates filled in (`raw.posts.reddit`, `text.redo`);
+`name` carries the project's prefix and is what Kafka knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from headrace import platforms as platform_files
+from headrace import schedule, yamlfile
+from headrace.config import Mode, Section, Settings
+from headrace.errors import ConfigError, HeadraceError
+from headrace.platforms import Platform
+from headrace.schedule import Schedule
+
+Cleanup = Literal["compact", "delete"]
+LeftOut = Literal["SCHEDULED", "DISABLED"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as topics.yaml wants it."""
+
+    name: str
+    short: str
+    template: str
+    platform: str | None
+    description: str
+    key: str
+    schema: str | None
+    partitions: int
+    cleanup: Cleanup
+    retention_ms: int  # -1: for ever
+    timestamps: Literal["create", "append"]
+    max_message_bytes: int
+
+    @property
+    def is_raw(self) -> bool:
+        """Only raw topics give a record its revision."""
+        return self.short.startswith("raw.")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch ends at the first of the three."""
+
+    records: int
+    bytes: int
+    milliseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterLimits:
+    """A group stops past `count` dead letters, or past `share` of at least `of_at_least`."""
+
+    count: int
+    share: float
+    of_at_least: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consumer group as topics.yaml wants it."""
+
+    short: str
+    name: str
+    kind: Literal["stage", "store"]
+    module: str
+    description: str
+    reads: tuple[Topic, ...]  # its input, without its redo topic
+    writes: Topic | None
+    redo: Topic
+    dlt: Topic | None  # stages only; a store's dead letters are rows
+    batch: Batch
+    when: Schedule
+    workers: int
+    dead_letters: DeadLetterLimits
+    version: str
+    rank: int
+    facet: str | None
+    semantic: bool
+    options: Mapping[str, Any] = field(hash=False, default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.short
+
+
+@dataclass(frozen=True)
+class Topology:
+    project: str
+    topics: dict[str, Topic]  # by short name
+    groups: dict[str, Group]  # by short name, in the order of topics.yaml
+    modes: dict[str, tuple[str, ...]]
+    platforms: tuple[str, ...]
+    _by_name: dict[str, Topic]
+
+    def group(self, short: str) -> Group:
+        """A group by its name, with or without the project's prefix."""
+        found = self.groups.get(short) or self.groups.get(short.removeprefix(f"{self.project}."))
+        if found is None:
+            raise HeadraceError(f"group {short} is not known; there are: {', '.join(self.groups)}")
+        return found
+
+    def topic(self, short: str) -> Topic:
+        if short not in self.topics:
+            raise HeadraceError(f"topic {short} is not in topics.yaml (`headrace topics list`)")
+        return self.topics[short]
+
+    def by_name(self, name: str) -> Topic | None:
+        """The topic with this full name, if it is ours."""
+        return self._by_name.get(name)
+
+    def stages(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups.values() if group.kind == "stage")
+
+    def stores(self) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups.values() if group.kind == "store")
+
+    def stage_of(self, topic: Topic) -> Group | None:
+        """The stage that writes a topic."""
+        return next((group for group in self.groups.values() if group.writes == topic), None)
+
+    def group_of(self, topic: Topic) -> Group | None:
+        """The group whose redo topic or dead letters this is."""
+        return next(
+            (group for group in self.groups.values() if topic in (group.redo, group.dlt)), None
+        )
+
+    def readers_of(self, topic: Topic) -> tuple[Group, ...]:
+        """The groups that read a topic, its redo reader included."""
+        return tuple(
+            group for group in self.groups.values() if topic in group.reads or topic == group.redo
+        )
+
+    def raw_topics(self) -> tuple[Topic, ...]:
+        return tuple(topic for topic in self.topics.values() if topic.is_raw)
+
+    def mode(self, name: Mode | None) -> tuple[Group, ...]:
+        """The groups that a mode runs; no mode is all of them."""
+        shorts = self.modes.get(name or "full", tuple(self.groups))
+        return tuple(self.groups[short] for short in shorts)
+
+    def subscription(
+        self, group: Group | str, settings: Settings, platforms: Mapping[str, Platform]
+    ) -> list[Topic]:
+        """What a group really reads now (without its redo topic)."""
+        out = self.left_out(group, settings, platforms)
+        group = self.group(group) if isinstance(group, str) else group
+        return [topic for topic in group.reads if topic.short not in out]
+
+    def left_out(
+        self, group: Group | str, settings: Settings, platforms: Mapping[str, Platform]
+    ) -> dict[str, LeftOut]:
+        """The topics (short names) that a group leaves unread for now, and their state.
+
+        DISABLED: `batch_processing.<group>.enabled: false`. SCHEDULED: fast mode and a `skip_*`
+        that means this group. The topic's lag stands meanwhile.
+        """
+        group = self.group(group) if isinstance(group, str) else group
+        out: dict[str, LeftOut] = {}
+        for topic in group.reads:
+            platform = platforms.get(topic.platform) if topic.platform else None
+            if platform is None:
+                continue
+            own = platform.processing.batch_processing.get(group.short)
+            if own is not None and not own.enabled:
+                out[topic.short] = "DISABLED"
+            elif platform.mode(settings) == "fast" and _is_skipped(group, platform):
+                out[topic.short] = "SCHEDULED"
+        return out
+
+    def schedules(
+        self, group: Group, platforms: Mapping[str, Platform]
+    ) -> dict[str | None, Schedule]:
+        """When a group runs: by platform where the platform says so, and its own under None."""
+        found: dict[str | None, Schedule] = {None: group.when}
+        for name, platform in platforms.items():
+            own = platform.processing.batch_processing.get(group.short)
+            if own is not None and own.schedule is not None:
+                found[name] = schedule.parse(own.schedule)
+        return found
+
+    def check_platforms(self, platforms: Mapping[str, Platform]) -> None:
+        """Raises ConfigError where a platform's batch_processing names a group that is none."""
+        for platform in platforms.values():
+            for stage in platform.processing.batch_processing:
+                if stage not in self.groups:
+                    raise yamlfile.read(platform.path).error(
+                        ("processing", "batch_processing", stage),
+                        f"there is no such group; there are: {', '.join(self.groups)}",
+                    )
+
+
+def load(settings: Settings) -> Topology:
+    """topics.yaml for the settings' project and platforms. Raises ConfigError, naming the line."""
+    return _build(yamlfile.read(settings.path("topics")), settings, platform_files.names(settings))
+
+
+def _is_skipped(group: Group, platform: Platform) -> bool:
+    skip = platform.processing.fast_mode
+    return (
+        (skip.skip_sentiment and group.facet == "sentiment")
+        or (skip.skip_semantic and group.semantic)
+        or (skip.skip_vectorization and group.facet == "embeddings")
+    )
+
+
+# topics.yaml as it is written.
+
+
+class _Defaults(Section):
+    partitions: Positive = 4
+    timestamps: Literal["create", "append"] = "create"
+    max_message_bytes: Positive = 4 * 2**20
+
+
+class _Topic(Section):
+    description: str
+    key: str
+    schema_: str | None = Field(default=None, alias="schema")
+    cleanup: Cleanup
+    retention: str | None = None
+    partitions: Positive | None = None
+    timestamps: Literal["create", "append"] | None = None
+    max_message_bytes: Positive | None = None
+
+    @field_validator("retention")
+    @classmethod
+    def _is_duration(cls, value: str | None) -> str | None:
+        if value not in (None, "forever"):
+            schedule.duration_ms(str(value))
+        return value
+
+    @property
+    def retention_ms(self) -> int:
+        if self.retention in (None, "forever"):
+            return -1
+        return schedule.duration_ms(str(self.retention))
+
+
+class _Batch(Section):
+    records: Positive | None = None
+    bytes: Positive | None = None
+    milliseconds: Positive | None = None
+
+
+class _DeadLetters(Section):
+    count: Positive | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    of_at_least: Positive | None = None
+
+
+class _GroupDefaults(Section):
+    batch: _Batch = _Batch()
+    when: str | None = None
+    workers: Positive | None = None
+    dead_letters: _DeadLetters = _DeadLetters()
+
+    @field_validator("when")
+    @classmethod
+    def _is_schedule(cls, value: str | None) -> str | None:
+        if value is not None:
+            schedule.parse(value)
+        return value
+
+
+class _Group(_GroupDefaults):
+    description: str
+    kind: Literal["stage", "store"]
+    module: str
+    reads: tuple[str, ...]
+    writes: str | None = None
+    version: Annotated[str, Field(min_length=1, max_length=100)]
+    rank: Positive
+    facet: str | None = None
+    semantic: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class _File(Section):
+    defaults: _Defaults = _Defaults()
+    topics: dict[str, _Topic]
+    groups: dict[str, _Group]
+    group_defaults: _GroupDefaults = _GroupDefaults()
+    modes: dict[Mode, Literal["all"] | tuple[str, ...]] = Field(default_factory=dict)
+
+
+_BATCH = Batch(records=2000, bytes=4 * 2**20, milliseconds=200)
+_LIMITS = DeadLetterLimits(count=1000, share=0.5, of_at_least=200)
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,39}$")
+
+
+def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str, ...]) -> Topology:
+    file = document.check(_File)
+    for name in file.groups:
+        if not _NAME.match(name):
+            raise document.error(
+                ("groups", name), "a group's name is lower-case letters, digits and underscores"
+            )
+    project = settings.project
+    fillings = {
+        "platform": platforms,
+        "group": tuple(file.groups),
+        "stage": tuple(name for name, group in file.groups.items() if group.kind == "stage"),
+    }
+    topics: dict[str, Topic] = {}
+    for template, written in file.topics.items():
+        for topic in _fill(document, file.defaults, project, template, written, fillings):
+            if topic.short in topics:
+                raise document.error(("topics", template), f"{topic.short} stands here twice")
+            topics[topic.short] = topic
+    groups = {
+        name: _group(document, file, project, name, topics, platforms) for name in file.groups
+    }
+    _check_graph(document, groups)
+    modes = {
+        str(mode): tuple(groups) if members == "all" else tuple(members)
+        for mode, members in file.modes.items()
+    }
+    for mode, members in modes.items():
+        for member in members:
+            if member not in groups:
+                raise document.error(("modes", mode), f"there is no group {member}")
+    by_name = {topic.name: topic for topic in topics.values()}
+    return Topology(project, topics, groups, modes, platforms, by_name)
+
+
+def _fill(
+    document: yamlfile.Document,
+    defaults: _Defaults,
+    project: str,
+    template: str,
+    written: _Topic,
+    fillings: Mapping[str, tuple[str, ...]],
+) -> Iterable[Topic]:
+    variables = re.findall(r"\{(\w*)\}", template)
+    if len(variables) > 1 or (variables and variables[0] not in fillings):
+        raise document.error(
+            ("topics", template), f"one of {{{'}, {'.join(fillings)}}} can stand in a name, once"
+        )
+    variable = variables[0] if variables else None
+    for value in fillings[variable] if variable else ("",):
+        short = template.replace(f"{{{variable}}}", value)
+        if not re.match(r"^[a-z0-9_.]{1,200}$", short):
+            raise document.error(
+                ("topics", template),
+                "a topic's name is lower-case letters, digits, dots and underscores",
+            )
+        yield Topic(
+            name=f"{project}.{short}",
+            short=short,
+            template=template,
+            platform=value if variable == "platform" else None,
+            description=written.description,
+            key=written.key,
+            schema=written.schema_,
+            partitions=written.partitions or defaults.partitions,
+            cleanup=written.cleanup,
+            retention_ms=written.retention_ms,
+            timestamps=written.timestamps or defaults.timestamps,
+            max_message_bytes=written.max_message_bytes or defaults.max_message_bytes,
+        )
+
+
+def _group(
+    document: yamlfile.Document,
+    file: _File,
+    project: str,
+    name: str,
+    topics: Mapping[str, Topic],
+    platforms: tuple[str, ...],
+) -> Group:
+    at = ("groups", name)
+    written, defaults = file.groups[name], file.group_defaults
+
+    def named(short: str, key: str) -> Topic:
+        if short not in topics:
+            raise document.error((*at, key), f"there is no topic {short}")
+        return topics[short]
+
+    own = {f"{name}.redo", f"{name}.dlt"}
+    reads: dict[str, Topic] = {}
+    for index, pattern in enumerate(written.reads):
+        glob = pattern.replace("{platform}", "*")
+        found = [
+            topic
+            for topic in topics.values()
+            if fnmatchcase(topic.short, glob) and topic.short not in own
+        ]
+        if "{platform}" in pattern:
+            found = [topic for topic in found if topic.template == pattern]
+        if not found:
+            raise document.error((*at, "reads", index), f"there is no topic {pattern}")
+        reads.update((topic.short, topic) for topic in found)
+    if written.kind == "stage" and written.writes is None:
+        raise document.error(at, "a stage writes a topic: `writes` is required")
+    if written.kind == "store" and written.writes is not None:
+        raise document.error((*at, "writes"), "a store group writes to its database only")
+    return Group(
+        short=name,
+        name=f"{project}.{name}",
+        kind=written.kind,
+        module=written.module,
+        description=written.description,
+        reads=tuple(reads.values()),
+        writes=named(written.writes, "writes") if written.writes else None,
+        redo=named(f"{name}.redo", "kind"),
+        dlt=named(f"{name}.dlt", "kind") if written.kind == "stage" else None,
+        batch=Batch(**(_given(_BATCH) | _given(defaults.batch) | _given(written.batch))),
+        when=schedule.parse(written.when or defaults.when or "always"),
+        workers=written.workers or defaults.workers or 1,
+        dead_letters=DeadLetterLimits(
+            **(_given(_LIMITS) | _given(defaults.dead_letters) | _given(written.dead_letters))
+        ),
+        version=written.version,
+        rank=written.rank,
+        facet=written.facet,
+        semantic=written.semantic,
+        options=written.options,
+    )
+
+
+def _given(values: Batch | DeadLetterLimits | Section) -> dict[str, Any]:
+    names = type(values).model_fields if isinstance(values, Section) else values.__slots__
+    return {name: value for name in names if (value := getattr(values, name)) is not None}
+
+
+def _check_graph(document: yamlfile.Document, groups: Mapping[str, Group]) -> None:
+    """One writer a topic, and no group that reads what comes of its own output."""
+    writers: dict[Topic, str] = {}
+    for name, group in groups.items():
+        if group.writes is None:
+            continue
+        if group.writes in writers:
+            raise document.error(
+                ("groups", name, "writes"),
+                f"{group.writes.short} is written by {writers[group.writes]} already",
+            )
+        writers[group.writes] = name
+    order = TopologicalSorter(
+        {
+            name: {writers[topic] for topic in group.reads if topic in writers}
+            for name, group in groups.items()
+        }
+    )
+    try:
+        order.prepare()
+    except CycleError as error:
+        circle = " → ".join(error.args[1])
+        raise ConfigError(f"{document.path}: groups read in a circle: {circle}") from None
