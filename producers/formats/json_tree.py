@@ -115,7 +115,7 @@ class _Survey:
             if path[-1] in _NAMES and isinstance(value, list):
                 names = [v.get("name") if isinstance(v, dict) else v for v in value]
                 if names and all(isinstance(n, str) for n in names):
-                    self.names[path[:-1]] = tuple(names)
+                    self.names[path[:-1]] = tuple(map(str, names))
                     return end
             if head[first : first + 1] in ("{", "["):
                 # One that goes on behind the head is the large one.

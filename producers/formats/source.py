@@ -77,7 +77,7 @@ class Source:
         if self.path and not self.compression and self._file.seekable():
             self._file.seek(0)
             return self._file
-        copy = tempfile.TemporaryFile(prefix="headrace-")
+        copy = tempfile.TemporaryFile(prefix="headrace-")  # noqa: SIM115  (handed on)
         try:
             for chunk in self.chunks():
                 copy.write(chunk)
