@@ -92,7 +92,7 @@ def _local(server: LocalServer, data_dir: Path, say: Say) -> bool:
     last = state.read(data_dir).get(name)
     if last is not None and last.how == "docker":
         return False
-    if server.kind.installed():
+    if server.process or server.kind.installed():
         return True
     if last is None and docker.compose_file() is not None and docker.engine_available():
         return False

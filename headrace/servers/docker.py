@@ -20,7 +20,7 @@ COMPOSE_FILE = "docker-compose.yml"
 # The images that docker-compose.yml names too; a test holds them equal.
 IMAGES = {
     "kafka": "apache/kafka:4.3.1",
-    "postgres": "pgvector/pgvector:pg18",
+    "postgres": "pgvector/pgvector:0.8.1-pg18",
     "weaviate": "cr.weaviate.io/semitechnologies/weaviate:1.39.0",
 }
 

@@ -52,10 +52,10 @@ def make(name: str, build: Callable[[Path], None], say: Say) -> Path:
 
 
 def run(
-    what: str, command: Sequence[str], environment: Mapping[str, str], cwd: Path, say: Say
+    server: str, command: Sequence[str], environment: Mapping[str, str], cwd: Path, say: Say
 ) -> None:
     """Run an installer, with a line now and then; its output goes to a log in the cache."""
-    log = home.cache_dir() / f"{what}.log"
+    log = home.cache_dir() / f"install-{server}.log"
     begun = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -73,13 +73,13 @@ def run(
                     break
                 except subprocess.TimeoutExpired:
                     minutes, seconds = divmod(int(time.monotonic() - begun), 60)
-                    say(f"{what}: still at work after {minutes} min {seconds:02d} s")
+                    say(f"{server}: still at work after {minutes} min {seconds:02d} s")
         except BaseException:
             process.kill()
             process.wait()
             raise
     if code:
-        raise ServerUnavailable(f"{what} failed: {last_words(log)} (all of it: {log})")
+        raise ServerUnavailable(f"{server} could not be installed: {last_words(log)} (log: {log})")
 
 
 def last_words(log: Path) -> str:

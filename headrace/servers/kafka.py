@@ -127,7 +127,7 @@ class Kafka:
             # Where Java comes from the wheel, mvn does not find it by itself.
             found = {} if shutil.which("java") else {"JAVA_HOME": str(Path(java).parent.parent)}
             install.run(
-                "install-kafka",
+                "kafka",
                 [maven, "--quiet", "--batch-mode", "--file", str(pom),
                  "dependency:copy-dependencies", "-DincludeScope=runtime",
                  f"-DoutputDirectory={into / 'libs'}"],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import subprocess
 import urllib.request
 from pathlib import Path
+
+import orjson
 
 from headrace.errors import ServerUnavailable
 from headrace.servers import install
@@ -14,7 +18,14 @@ from headrace.servers.process import Launch
 from headrace.servers.say import Say
 
 VERSION = "1.39.0"
-MODULE = "github.com/weaviate/weaviate/cmd/weaviate-server"
+MODULE = "github.com/weaviate/weaviate"
+PROGRAM = "./cmd/weaviate-server"
+# These listen on every interface, and no setting changes that; we build them for loopback.
+LISTENERS = (
+    "adapters/handlers/grpc/server.go",
+    "adapters/handlers/rest/clusterapi/grpc/server.go",
+    "adapters/handlers/rest/clusterapi/serve.go",
+)
 
 # A proxy in the environment is not for loopback.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -37,16 +48,21 @@ class Weaviate:
     def install(self, say: Say) -> None:
         def build(into: Path) -> None:
             go = install.go()
+            source = into / "source"
+
+            def run(cwd: Path, *words: str) -> None:
+                environment = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+                install.run("weaviate", [go, *words], environment, cwd, say)
+
             say(f"weaviate: building {VERSION} with go (about 4 min, once for this user)")
-            install.run(
-                "install-weaviate",
-                [go, "install", "-trimpath", "-ldflags=-s -w", f"{MODULE}@v{VERSION}"],
-                {"GOBIN": str(into), "CGO_ENABLED": "0", "GOFLAGS": ""},
-                into,
-                say,
-            )
-            if not (into / "weaviate-server").exists():
-                raise ServerUnavailable("go ended without an error but built no Weaviate")
+            run(into, "mod", "download", f"{MODULE}@v{VERSION}")
+            shutil.copytree(_module(go, into), source, ignore=_UNUSED)
+            _on_loopback(source)
+            run(
+                source, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w",
+                "-o", str(into / "weaviate-server"), PROGRAM,
+            )  # fmt: skip
+            shutil.rmtree(source)
 
         install.make(self._folder(), build, say)
 
@@ -89,3 +105,29 @@ class Weaviate:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+_UNUSED = shutil.ignore_patterns("*_test.go", "test", "docs", ".github")
+
+
+def _module(go: str, cwd: Path) -> Path:
+    """Where go unpacked the module."""
+    said = subprocess.run(
+        [go, "mod", "download", "-json", f"{MODULE}@v{VERSION}"],
+        cwd=cwd,
+        capture_output=True,
+        check=True,
+    )
+    return Path(orjson.loads(said.stdout)["Dir"])
+
+
+def _on_loopback(source: Path) -> None:
+    for folder in (source, *(path for path in source.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)  # go unpacks modules read-only
+    for name in LISTENERS:
+        file = source / name
+        text = file.read_text("utf-8")
+        if '":%d"' not in text:
+            raise ServerUnavailable(f"Weaviate {VERSION} does not listen in {name} as expected")
+        file.chmod(0o644)
+        file.write_text(text.replace('":%d"', f'"{HOST}:%d"'), "utf-8")
