@@ -28,7 +28,7 @@ _WORD_PASSWORD = re.compile(
 
 
 class Logger:
-    """A standard logger whose calls take fields by name."""
+    """A standard logger whose calls take fields by name besides what fills the message."""
 
     def __init__(self, name: str, **bound: Any) -> None:
         self._logger = logging.getLogger(name)
@@ -38,30 +38,36 @@ class Logger:
         """The same logger with fields that every line carries."""
         return Logger(self._logger.name, **(self._bound | fields))
 
-    def debug(self, message: str, **fields: Any) -> None:
-        self._log(logging.DEBUG, message, fields)
+    def debug(self, message: str, *args: object, **fields: Any) -> None:
+        self._log(logging.DEBUG, message, args, fields)
 
-    def info(self, message: str, **fields: Any) -> None:
-        self._log(logging.INFO, message, fields)
+    def info(self, message: str, *args: object, **fields: Any) -> None:
+        self._log(logging.INFO, message, args, fields)
 
-    def warning(self, message: str, **fields: Any) -> None:
-        self._log(logging.WARNING, message, fields)
+    def warning(self, message: str, *args: object, **fields: Any) -> None:
+        self._log(logging.WARNING, message, args, fields)
 
-    def error(self, message: str, **fields: Any) -> None:
-        self._log(logging.ERROR, message, fields)
+    def error(self, message: str, *args: object, **fields: Any) -> None:
+        self._log(logging.ERROR, message, args, fields)
 
-    def exception(self, message: str, **fields: Any) -> None:
+    def exception(self, message: str, *args: object, **fields: Any) -> None:
         """An error with the stack trace of the exception at hand: for our own mistakes only."""
-        self._log(logging.ERROR, message, fields, trace=True)
+        self._log(logging.ERROR, message, args, fields, trace=True)
 
-    def _log(self, level: int, message: str, fields: dict[str, Any], trace: bool = False) -> None:
+    def _log(
+        self,
+        level: int,
+        message: str,
+        args: tuple[object, ...],
+        fields: dict[str, Any],
+        trace: bool = False,
+    ) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(
-                level, "%s", message, exc_info=trace, extra={_FIELDS: self._bound | fields}
-            )
+            extra = {_FIELDS: self._bound | fields}
+            self._logger.log(level, message, *args, exc_info=trace, extra=extra)
 
 
-def logger(name: str, **bound: Any) -> Logger:
+def get(name: str, **bound: Any) -> Logger:
     return Logger(name, **bound)
 
 
