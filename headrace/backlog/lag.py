@@ -1,0 +1,216 @@
+"""Reads the backlog of every group from Kafka. Store groups mirror their offsets there.
+
+Commits are read before ends. So a lag of 0 is true of the moment of the commit, and, since a stage
+writes its results in the transaction of its offsets, a stage at 0 and then a store at 0 mean that
+the store has all of the stage's work (`caught_up` also asks that no transaction is open).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from headrace import platforms
+from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State, measure, settle
+from headrace.config import Settings
+from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.stream import clients, topology
+from headrace.stream.topology import Topology
+
+OLDEST_SECONDS = 5.0  # the longest to wait for the times of unread messages
+
+Where = tuple[str, int]  # topic, partition
+
+
+def read(settings: Settings, groups: Sequence[str] | None = None) -> list[GroupLag]:
+    """The lag of all groups, or of those named (short names), with their states; no rates.
+
+    Raises HeadraceError for an unknown group, ServerUnavailable where Kafka does not answer.
+    """
+    with Reader(settings) as reader:
+        return reader.read(groups)
+
+
+class Reader:
+    """Reads lag again and again on the same connections. Not for use by two threads."""
+
+    def __init__(self, settings: Settings, *, stall_seconds: float = STALL_SECONDS) -> None:
+        self.settings = settings
+        self.topology: Topology = topology.load(settings)
+        self.stall_seconds = stall_seconds
+        self._platforms = platforms.load(settings)
+        self._admin = clients.admin(settings)
+        self._times: dict[tuple[str, int, int], int | None] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._admin.close()
+
+    def read(
+        self, groups: Sequence[str] | None = None, *, members: bool = True, times: bool = False
+    ) -> list[GroupLag]:
+        """One sample. `times` also reads when the next unread messages were written."""
+        try:
+            return self._read(groups, members, times)
+        except KafkaException as error:
+            if isinstance(error, HeadraceError):
+                raise
+            raise ServerUnavailable(f"Kafka does not tell the lag: {error}") from None
+
+    def _read(self, groups: Sequence[str] | None, members: bool, times: bool) -> list[GroupLag]:
+        upstream = upstream_of(self.topology)
+        wanted = [self.topology.group(short).short for short in groups or self.topology.groups]
+        needed = [short for short in self.topology.groups if short in _closure(wanted, upstream)]
+        there = self._admin.topics()
+        watched = {short: self._watched(short, there) for short in needed}
+        committed = {
+            short: self._admin.committed(self.topology.group(short).name, list(rows))
+            for short, rows in watched.items()
+        }
+        places = sorted({where for rows in watched.values() for where in rows})
+        ends = self._admin.ends(places, stable=True)
+        highs = self._admin.ends(places, stable=False)
+        starts = self._admin.starts(places)
+        now = int(time.time() * 1000)
+        samples = []
+        for short in needed:
+            group = self.topology.group(short)
+            rows = tuple(
+                PartitionLag(
+                    topic=topic,
+                    partition=partition,
+                    start=starts[topic, partition],
+                    end=ends[topic, partition],
+                    high=highs[topic, partition],
+                    committed=committed[short].get((topic, partition)),
+                    redo=topic == group.redo.name,
+                    held=held,
+                )
+                for (topic, partition), held in watched[short].items()
+            )
+            count = len(self._admin.members(group.name)) if members else None
+            when = group.when.text
+            samples.append(GroupLag(short, group.name, group.kind, when, rows, count, at_ms=now))
+        if times:
+            self._read_times([p for g in samples for p in g.partitions if p.lag])
+            samples = [self._with_times(group) for group in samples]
+        settled = settle(samples, upstream, self.stall_seconds)
+        return [group for group in settled if group.group in wanted]
+
+    def rated(self, before: Sequence[GroupLag], after: Sequence[GroupLag]) -> list[GroupLag]:
+        """`after` with the rates since `before`, and the states that follow from them."""
+        old = {group.group: group for group in before}
+        measured = []
+        for group in after:
+            seconds = (group.at_ms - old[group.group].at_ms) / 1000 if group.group in old else 0.0
+            rated = measure(old[group.group], group, seconds) if seconds > 0 else group
+            (alone,) = settle([rated], {}, self.stall_seconds)
+            stalled = alone.state is State.STALL and group.state is State.CATCHING_UP
+            measured.append(
+                replace(rated, state=alone.state, reason=alone.reason) if stalled else rated
+            )
+        return measured
+
+    def _watched(self, short: str, there: Mapping[str, int]) -> dict[Where, State | None]:
+        """The partitions that concern a group, and whether it may read them now."""
+        group = self.topology.group(short)
+        left_out = self.topology.left_out(group, self.settings, self._platforms)
+        held = {short: State(state) for short, state in left_out.items()}
+        return {
+            (topic.name, partition): held.get(topic.short)
+            for topic in (*group.reads, group.redo)
+            for partition in range(there.get(topic.name, 0))
+        }
+
+    def _with_times(self, group: GroupLag) -> GroupLag:
+        rows = tuple(
+            replace(p, oldest_ms=self._times.get((p.topic, p.partition, p.position)))
+            if p.lag
+            else p
+            for p in group.partitions
+        )
+        return replace(group, partitions=rows)
+
+    def _read_times(self, behind: Iterable[PartitionLag]) -> None:
+        """Fill the memory of times; positions that nobody stands at any more are forgotten."""
+        wanted = {(p.topic, p.partition, p.position) for p in behind}
+        self._times = {at: ms for at, ms in self._times.items() if at in wanted}
+        todo = sorted(wanted - self._times.keys())
+        if not todo:
+            return
+        consumer = Consumer(
+            clients.consumer_conf(
+                self.settings,
+                f"{self.settings.project}.lag",
+                **{
+                    "group.protocol": "classic",
+                    "enable.partition.eof": True,
+                    "fetch.message.max.bytes": 65_536,
+                    "queued.max.messages.kbytes": 1_024,
+                },
+            )
+        )
+        deadline = time.monotonic() + OLDEST_SECONDS
+        try:
+            while todo and time.monotonic() < deadline:
+                # Groups may stand at several places of one partition: a place a round.
+                turn: dict[Where, int] = {}
+                for topic, partition, offset in todo:
+                    turn.setdefault((topic, partition), offset)
+                self._times |= _times_at(consumer, turn, deadline)
+                todo = [at for at in todo if turn[at[0], at[1]] != at[2]]
+        finally:
+            consumer.close()
+
+
+def upstream_of(topology: Topology) -> dict[str, tuple[str, ...]]:
+    """For each group, the groups whose results or dead letters it reads."""
+    found = {}
+    for short, group in topology.groups.items():
+        names = {topic.name for topic in group.reads}
+        found[short] = tuple(
+            other.short
+            for other in topology.groups.values()
+            if any(topic is not None and topic.name in names for topic in (other.writes, other.dlt))
+        )
+    return found
+
+
+def _closure(wanted: Iterable[str], upstream: Mapping[str, Sequence[str]]) -> set[str]:
+    found: set[str] = set()
+    todo = list(wanted)
+    while todo:
+        short = todo.pop()
+        if short not in found:
+            found.add(short)
+            todo.extend(upstream[short])
+    return found
+
+
+def _times_at(
+    consumer: Consumer, places: Mapping[Where, int], deadline: float
+) -> dict[tuple[str, int, int], int | None]:
+    """When the first readable message at or after each place was written; None where none is."""
+    consumer.assign([TopicPartition(t, p, offset) for (t, p), offset in places.items()])
+    found: dict[tuple[str, int, int], int | None] = {}
+    open_ = dict(places)
+    while open_ and time.monotonic() < deadline:
+        for message in consumer.consume(num_messages=len(open_), timeout=0.2):
+            where = (message.topic() or "", message.partition() or 0)
+            if where not in open_:
+                continue
+            error = message.error()
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                raise ServerUnavailable(f"Kafka does not show {where[0]}: {error.str()}")
+            found[(*where, open_.pop(where))] = None if error else message.timestamp()[1]
+            consumer.incremental_unassign([TopicPartition(*where)])
+    consumer.unassign()
+    return found

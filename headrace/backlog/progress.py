@@ -1,0 +1,163 @@
+"""How far a run has come: counted by offsets passed between where it began and where it ended.
+
+A receipt counts records, Kafka counts offsets, which also number the markers of transactions and
+what others published meanwhile. So a part is given as its share of the run's offsets, rounded
+down, and all of the records only when every offset is passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from headrace.backlog.model import GroupLag, PartitionLag
+from headrace.backlog.receipts import Receipt, Where
+from headrace.config import Settings
+from headrace.errors import HeadraceError
+from headrace.stores import postgres
+from headrace.stream.topology import Group, Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One way that the run's records go: into a stage, or what a store keeps (raw or a stage's).
+
+    left_out  records on topics that the group does not read now, part of `records`
+    """
+
+    group: str
+    what: str  # "" for a stage; for a store "records" or the stage whose results it keeps
+    passed: int
+    records: int
+    left_out: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.passed / self.records if self.records else 1.0
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "group": self.group,
+            "what": self.what or "records",
+            "passed": self.passed,
+            "records": self.records,
+            "left_out": self.left_out,
+            "share": round(self.share, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`superseded`: records of the run that a newer revision has replaced; None if not known."""
+
+    receipt: Receipt
+    steps: tuple[Step, ...]
+    superseded: int | None = None
+
+    @property
+    def passed(self) -> int:
+        """Records that have come through everything that may run now."""
+        return min((s.passed + s.left_out for s in self.steps), default=self.receipt.records)
+
+    @property
+    def done(self) -> bool:
+        return self.receipt.ended and self.passed >= self.receipt.records
+
+    def as_dict(self) -> dict[str, object]:
+        receipt = self.receipt
+        return {
+            "run": receipt.run,
+            "state": receipt.state,
+            "records": receipt.records,
+            "rejected": receipt.rejected,
+            "passed": self.passed,
+            "done": self.done,
+            "superseded": self.superseded,
+            "continued_by": receipt.superseded,
+            "steps": [step.as_dict() for step in self.steps],
+        }
+
+
+def progress(receipt: Receipt, topology: Topology, lags: Sequence[GroupLag]) -> Progress:
+    """Pure. `lags` are samples of all groups, taken after the receipt was read."""
+    known = {lag.group: lag for lag in lags}
+    steps: list[Step] = []
+    through: dict[str, Step] = {}  # by stage
+    for group in _in_order(topology):
+        if group.short not in known:
+            continue
+        rows = {(p.topic, p.partition): p for p in known[group.short].partitions if not p.redo}
+        what = "records" if group.kind == "store" else ""
+        raw = _passed_raw(group.short, receipt, rows, what)
+        if raw is not None:
+            steps.append(raw)
+        for topic in group.reads:
+            stage = topology.stage_of(topic)
+            if stage is None or stage.short not in through:
+                continue
+            behind = sum(p.lag for p in rows.values() if p.topic == topic.name)
+            above = through[stage.short]
+            kept = max(above.passed - behind, 0)
+            what = stage.short if group.kind == "store" else ""
+            steps.append(Step(group.short, what, kept, above.records, above.left_out))
+        if group.kind == "stage":
+            own = [step for step in steps if step.group == group.short]
+            if own:
+                through[group.short] = min(own, key=lambda step: step.share)
+    return Progress(receipt, tuple(steps))
+
+
+def superseded(settings: Settings, progress: Progress) -> int | None:
+    """Records of a run that newer revisions (or the run itself, by a repeat) have replaced.
+
+    Known once a store has all of the run's raw records; None before, or without PostgreSQL.
+    """
+    stored = [s for s in progress.steps if s.what == "records"]
+    if not stored or not progress.receipt.ended or any(s.passed < s.records for s in stored):
+        return None
+    try:
+        with postgres.connect(settings, readonly=True) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM records r JOIN dim_run d ON d.id = r.run_id WHERE d.run = %s",
+                [progress.receipt.run],
+            ).fetchone()
+    except (HeadraceError, psycopg.Error):
+        return None
+    return max(progress.receipt.records - int(row[0]), 0) if row else None
+
+
+def _passed_raw(
+    group: str, receipt: Receipt, rows: Mapping[Where, PartitionLag], what: str
+) -> Step | None:
+    """The share of the run's own offsets that a group has passed; None if it reads none of them."""
+    spans: dict[str, list[tuple[PartitionLag, int, int]]] = {}
+    for where, (start, end) in receipt.spans.items():
+        if where in rows:
+            spans.setdefault(where[0], []).append((rows[where], start, end))
+    if not spans:
+        return None
+    records = passed = left_out = 0
+    for topic, parts in spans.items():
+        count = receipt.counts[topic]
+        records += count
+        if parts[0][0].held is not None:
+            left_out += count
+            continue
+        whole = sum(end - start for _, start, end in parts)
+        gone = sum(min(max(row.position - start, 0), end - start) for row, start, end in parts)
+        passed += count if gone >= whole else max(min(count * gone // whole, count - 1), 0)
+    return Step(group, what, passed, records, left_out)
+
+
+def _in_order(topology: Topology) -> list[Group]:
+    """Stages in the order in which results flow, then stores."""
+    stages = list(topology.stages())
+    ordered: list[Group] = []
+    while stages:
+        open_ = {stage.writes for stage in stages}
+        ready = [stage for stage in stages if not any(topic in open_ for topic in stage.reads)]
+        ordered += ready
+        stages = [stage for stage in stages if stage not in ready]
+    return [*ordered, *topology.stores()]
