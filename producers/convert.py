@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from calendar import month_abbr
 from collections.abc import Callable
 from datetime import UTC, date, datetime, tzinfo
 from email.utils import parsedate_to_datetime
@@ -81,35 +80,34 @@ _NOTHING = {"", "nan", "none", "null", "n/a", "na", "-", "\\n"}
 
 def number(value: Any, note: Note, field: str) -> int | float | None:
     """3, 3.5; also "3.0" (3), "1,234", "1.2K"."""
-    kind = type(value)
-    if kind is int:
-        return value if -_LARGEST <= value <= _LARGEST else _left_out(note, field)
-    if kind is str:
-        if value.isdigit() and len(value) < 18:
-            return int(value)
+    if type(value) is str and value.isdigit() and len(value) < 18:
+        return int(value)
+    if value is None:
+        return None
+    try:
+        return _number(value)
+    except (TypeError, ValueError, OverflowError):
+        note(field)
+        return None
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if isinstance(value, str):
         value = value.strip()
         if value.lower() in _NOTHING:
             return None
         if _THOUSANDS.fullmatch(value):
             value = value.replace(",", "")
         elif short := _SHORT.fullmatch(value):
-            try:
-                value = float(short[1]) * _SHORT_BY[short[2].lower()]
-            except ValueError:
-                return _left_out(note, field)
-    elif value is None:
-        return None
-    elif kind is bool:
-        return _left_out(note, field)
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return _left_out(note, field)
+            value = round(float(short[1]) * _SHORT_BY[short[2].lower()], 6)
+    found = value if isinstance(value, int) else float(value)
     if found != found:
         return None
     if abs(found) > _LARGEST:
-        return _left_out(note, field)
-    return int(found) if found.is_integer() else found
+        raise ValueError(value)
+    return int(found) if isinstance(found, float) and found.is_integer() else found
 
 
 def flag(value: Any, note: Note, field: str) -> bool | None:
@@ -119,7 +117,9 @@ def flag(value: Any, note: Note, field: str) -> bool | None:
         return True
     if word in ("false", "no", "n", "f", "0"):
         return False
-    return None if word in _NOTHING else _left_out(note, field)
+    if word not in _NOTHING:
+        note(field)
+    return None
 
 
 # -- moments ---------------------------------------------------------------------------------
@@ -128,7 +128,10 @@ _EPOCH = re.compile(r"\d{9,19}(\.\d+)?")
 _TWITTER = re.compile(
     r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d\d) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d) (\d{4})"
 )
-_MONTHS = {name: place for place, name in enumerate(month_abbr) if name}
+_MONTHS = {
+    "Jan": 1, "Feb": 2, "Mar": 3, "Apr": 4, "May": 5, "Jun": 6,
+    "Jul": 7, "Aug": 8, "Sep": 9, "Oct": 10, "Nov": 11, "Dec": 12,
+}  # fmt: skip
 _MAIL = re.compile(r"[A-Za-z]{3}.*\d\d:\d\d")
 
 
@@ -152,7 +155,8 @@ def moment(
             when = when.replace(tzinfo=zone)
         return when.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
     except (ValueError, OverflowError, OSError, TypeError, IndexError):
-        return _left_out(note, field)
+        note(field)
+        return None
 
 
 def _moment(value: Any, formats: tuple[str, ...]) -> datetime | None:
@@ -313,9 +317,9 @@ def first(*values: Any) -> Any:
 
 
 def search(pattern: re.Pattern[str], value: Any) -> str:
-    """The first group (or all) of where the pattern stands in the value; "" if nowhere."""
+    """The group (or all) of where the pattern stands in the value; "" if nowhere."""
     found = pattern.search(text(value))
-    return "" if found is None else (found[1] or "") if pattern.groups else found[0]
+    return "" if found is None else found[found.lastindex or 0]
 
 
 def lookup(names: dict[str, Any], value: Any) -> Any:
@@ -336,8 +340,3 @@ def dig(row: dict[str, Any], whole: str, steps: tuple[str, ...]) -> Any:
         else:
             return None
     return value
-
-
-def _left_out(note: Note, field: str) -> Any:
-    note(field)
-    return None

@@ -20,12 +20,21 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 Kind = Literal["text", "number", "date", "id", "bool", "label", "json"]
 _PLACE = re.compile(r"\{([^{}]+)\}")
 _STEP = re.compile(r"[^.\[\]]+")
-_FILE = {"@name": "file.name", "@stem": "file.stem", "@folder": "file.folder", "@row": "number"}
+_FILE = {"@name": "file.name", "@stem": "file.stem", "@folder": "file.folder", "@row": "row_number"}
 
 
 class Strict(BaseModel):
@@ -90,15 +99,40 @@ def _known_file_part(value: str) -> str:
     return value
 
 
-Name = Annotated[str, Field(min_length=1)]
-Expression = Annotated[str | Part | tuple["Expression", ...], Field()]
+def _shape(value: Any) -> str:
+    if isinstance(value, dict):
+        return "digest" if "hash" in value else "part"
+    if isinstance(value, BaseModel):
+        return "digest" if isinstance(value, Digest) else "part"
+    return "list" if isinstance(value, list | tuple) else "name"
+
+
+_Named = Annotated[str, AfterValidator(_known_file_part), Tag("name")]
+_Parted = Annotated[Part, Tag("part")]
+# By shape, so that a complaint is about what was meant and not about all that it might have been.
+Single = Annotated[_Named | _Parted, Discriminator(_shape)]
+Expression = Annotated[
+    _Named | _Parted | Annotated[tuple[Single, ...], Tag("list")], Discriminator(_shape)
+]
+Identity = Annotated[
+    _Named
+    | _Parted
+    | Annotated[Digest, Tag("digest")]
+    | Annotated[
+        tuple[
+            Annotated[_Named | _Parted | Annotated[Digest, Tag("digest")], Discriminator(_shape)],
+            ...,
+        ],
+        Tag("list"),
+    ],
+    Discriminator(_shape),
+]
 
 
 def columns_of(expression: Any) -> Iterable[str]:
     """Every column or path that an expression names."""
     if isinstance(expression, str):
-        places = _PLACE.findall(expression)
-        yield from places or [expression]
+        yield from _PLACE.findall(expression) or [expression]
     elif isinstance(expression, Part):
         if expression.source is not None:
             yield from columns_of(expression.source)
@@ -185,3 +219,7 @@ class Source:
         if steps == (name,) or not steps:
             return f"get({name!r})"
         return f"dig(row, {name!r}, {steps!r})"
+
+
+for _model in (Part, Digest):
+    _model.model_rebuild()

@@ -33,7 +33,16 @@ from headrace.yamlfile import Document, read
 from producers import convert
 from producers.convert import MAX_ID
 from producers.convert import Unfit as RowRejected
-from producers.expressions import Digest, Expression, Kind, Source, Strict, columns_of, steps_of
+from producers.expressions import (
+    Digest,
+    Expression,
+    Identity,
+    Kind,
+    Source,
+    Strict,
+    columns_of,
+    steps_of,
+)
 from producers.formats.base import BadRow, Row, Rows
 
 __all__ = [
@@ -94,7 +103,7 @@ class Definition(Strict):
 
     description: str = ""
     match: Match
-    id: str | Digest | tuple[str | Digest, ...]
+    id: Identity
     text: Expression
     title: Expression | None = None
     author: Expression | None = None
@@ -460,24 +469,10 @@ def _columns(definition: Definition) -> Iterable[str]:
 
 # -- compiling -------------------------------------------------------------------------------
 
-_HELPERS = [
-    "text",
-    "label",
-    "extra",
-    "number",
-    "flag",
-    "moment",
-    "zone_named",
-    "ident",
-    "reference",
-    "digest",
-    "glue",
-    "glue_all",
-    "first",
-    "search",
-    "lookup",
-    "dig",
-]
+_HELPERS = (
+    *("text", "label", "extra", "number", "flag", "moment", "zone_named", "ident", "reference"),
+    *("digest", "glue", "glue_all", "first", "search", "lookup", "dig"),
+)
 
 
 def _compile(
@@ -500,14 +495,14 @@ def _compile(
 
 def _source(mapping: Mapping, source: Source) -> str:
     said, platform = mapping.definition, mapping.platform
-    lines = ["def to_record(row, number, file):", "get = row.get", "native = None"]
+    lines = ["def to_record(row, row_number, file):", "get = row.get", "native = None"]
     identities = said.id if isinstance(said.id, tuple) else (said.id,)
     prefix = f"post:{platform}:"
     for place, identity in enumerate(identities):
         if place:
             lines.append("if not ident_:")
         code = source.value(identity, "id", "id")
-        own = "native = " if isinstance(identity, str) else ""
+        own = "" if isinstance(identity, Digest) else "native = "
         lines.append(f"{' ' if place else ''}ident_ = {own}{code}")
     missing = f"the id is missing ({', '.join(columns_of(said.id))})"
     lines += [
