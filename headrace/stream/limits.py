@@ -24,7 +24,7 @@ class DeadLetterCount:
         return max(0, self._limits.count - self._dead)
 
     def add(self, records: int, reasons: Iterable[str]) -> None:
-        """Call before the batch is committed. Raises LimitReached; the batch should not count then."""
+        """Counts a batch. Call before its commit: on LimitReached nothing of it should stay."""
         found = list(reasons)
         self._records += records
         self._dead += len(found)

@@ -162,7 +162,7 @@ class Source:
         return lag
 
     def close(self) -> None:
-        """Leaves the group. Before its first poll a consumer may hang in close; then it just goes."""
+        """Leaves the group; without ever having polled it just goes, since that close may hang."""
         if self._polled:
             self._consumer.close()
 
@@ -225,7 +225,7 @@ class Source:
             # The latter: what we stood at is gone. A new start says what was lost and goes on.
             raise KafkaException(error)
         else:
-            log.warning("reading %s: %s", message.topic() or "from Kafka", error.str())
+            log.warning("trouble while reading", topic=message.topic(), reason=error.str())
 
     # -- who reads what; called inside a poll
 
@@ -242,7 +242,7 @@ class Source:
         self._turn.update(dict.fromkeys(starts, self._turns))
         self._rewound -= starts.keys()
         self._steer(given)
-        log.info("reads %s", _named(self._positions))
+        log.info("reads", partitions=_named(self._positions))
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         gone = {(p.topic, p.partition) for p in partitions}
@@ -256,7 +256,7 @@ class Source:
             for message in self._gathered
             if (message.topic(), message.partition()) not in gone
         ]
-        log.info("no longer reads %s", _named(gone))
+        log.info("no longer reads", partitions=_named(gone))
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where to begin. What was committed and is no longer there is said aloud and counted."""
@@ -272,14 +272,12 @@ class Source:
                 lost = max(0, low - offset)
                 self.lost += lost
                 log.error(
-                    "DATA_LOSS: %s stood at %d of %s-%d, which holds %d to %d: %s. Going on at %d",
-                    self.group,
-                    offset,
-                    *partition,
-                    low,
-                    high,
-                    f"{lost} messages expired unread" if lost else "the topic was made anew",
-                    low,
+                    "DATA_LOSS: what comes next is no longer there; going on with what is",
+                    group=self.group,
+                    partition=f"{partition[0]}-{partition[1]}",
+                    committed=offset,
+                    there=f"{low} to {high}",
+                    lost=lost or "unknown: the topic was made anew or cut off",
                 )
                 offset = low
             starts[partition] = low if offset is None else offset

@@ -51,6 +51,6 @@ class Watchdog:
                 if name not in self._steps:
                     continue
                 if left <= passed:
-                    log.error("%s took too long; ending. Unfinished work will be done again", name)
+                    log.error("hung; ending. Unfinished work will be done again", step=name)
                     self._end(code)
                 self._steps[name] = (left - passed, code)

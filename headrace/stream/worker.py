@@ -6,20 +6,16 @@ for both stands here: the slot, the signals, pauses, errors that pass, and the e
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Protocol
-
-import filelock
 
 from headrace import home
 from headrace.config import Settings
@@ -28,6 +24,7 @@ from headrace.log import get
 from headrace.stream import clients
 from headrace.stream.faults import Exit, Fenced, LimitReached, fences, passes
 from headrace.stream.metrics import Metrics
+from headrace.stream.signals import Signals
 from headrace.stream.stage import Pause, Retry
 from headrace.stream.topology import Group, Topic, Topology
 from headrace.stream.watchdog import Watchdog
@@ -87,12 +84,13 @@ def run(
     topics: tuple[Topic, ...],
     *,
     slot: int | None = None,
-    report: Callable[[str, str], None] = lambda state, reason: None,
-    finished: Callable[[], bool] = lambda: False,
+    report: Callable[[dict[str, object]], None] = lambda event: None,
+    finished: Callable[[clients.Admin], bool] = lambda admin: False,
 ) -> Exit:
     """Works until a signal, until `finished` says so after an idle poll, or until it cannot go on.
 
-    `report` hears of every change of state: starting, working, retrying, paused, stopped.
+    `report` hears {"state", "reason"} of every change (starting, ready, working, retrying, paused,
+    stopped) and {"counts": {…}} of every batch.
     """
     signals = Signals()
     watchdog = Watchdog()
@@ -101,6 +99,7 @@ def run(
     )
     with held_slot(f"{topology.project}.{group.short}", slot) as taken, signals:
         metrics = Metrics(settings, group.name)
+        metrics.on_counts = lambda counts: report({"counts": dict(counts)})
         place = Place(
             settings,
             topology,
@@ -116,25 +115,25 @@ def run(
         def say(state: str, reason: str = "") -> None:
             if metrics.state != (state, reason):
                 metrics.state = (state, reason)
-                report(state, reason)
+                report({"state": state, "reason": reason})
 
         say("starting")
         try:
-            loop = _loop(place)
-            _rest_of_startup(loop, place, say)
-            return _serve(loop, place, say, finished)
+            loop = _built(place)
+            _open(loop, place, say)
+            return _serve(loop, place, say, lambda: finished(place.admin))
         except LimitReached as error:
-            log.error("%s", error)
+            log.error(str(error))
             say("stopped", str(error))
             return Exit.LIMIT
         except Fenced as error:
-            log.warning("fenced: %s", error)
+            log.warning("fenced", reason=str(error))
             return Exit.FENCED
         except ServerUnavailable as error:
-            log.error("%s", error)
+            log.error(str(error))
             return Exit.CRASHED
         except HeadraceError as error:
-            log.error("%s", error)
+            log.error(str(error))
             say("stopped", str(error))
             return Exit.MISTAKE
         except Exception:
@@ -144,13 +143,13 @@ def run(
             metrics.close()
 
 
-def _loop(place: Place) -> Loop:
+def _built(place: Place) -> Loop:
     module = import_module(f"headrace.stream.{place.group.kind}_worker")
     loop: Loop = module.build(place)
     return loop
 
 
-def _rest_of_startup(loop: Loop, place: Place, say: Callable[..., None]) -> None:
+def _open(loop: Loop, place: Place, say: Callable[..., None]) -> None:
     pause = Backoff(place.settings)
     while not place.stopping():
         try:
@@ -163,7 +162,7 @@ def _rest_of_startup(loop: Loop, place: Place, say: Callable[..., None]) -> None
                 raise
             say("retrying", str(error))
             seconds = pause.next()
-            log.warning("cannot start yet, again in %.1f s: %s", seconds, error)
+            log.warning("cannot start yet", again_in=f"{seconds:g} s", reason=str(error))
             _sleep(seconds, place.stopping)
     # What is alive now stays; looking at it again and again took a third of the time.
     gc.collect()
@@ -171,23 +170,28 @@ def _rest_of_startup(loop: Loop, place: Place, say: Callable[..., None]) -> None
     gc.set_threshold(50_000, 20, 50)
 
 
-def _serve(loop: Loop, place: Place, say: Callable[..., None], finished: Callable[[], bool]) -> Exit:
+def _serve(
+    loop: Loop, place: Place, say: Callable[..., None], finished: Callable[[], bool]
+) -> Exit:
     pause = Backoff(place.settings)
     longest = place.settings.processing.retry_max_seconds
     while not place.stopping():
         try:
             busy = loop.work()
-            say("working")
             pause.reset()
+            if busy:
+                say("working")
+            elif place.metrics.state[0] != "working":
+                say("ready")
             if not busy and finished():
                 break
         except Retry as retry:
             say("retrying", str(retry))
-            log.warning("the group asks for a pause of %g s: %s", retry.after, retry)
+            log.warning("the stage asks to wait", again_in=f"{retry.after:g} s", reason=str(retry))
             loop.rest(retry.after)
         except Pause as wait:
             if place.metrics.state != ("paused", wait.reason):
-                log.warning("paused: %s", wait.reason)
+                log.warning("paused", reason=wait.reason)
             say("paused", wait.reason)
             loop.rest(longest)
         except Exception as error:
@@ -197,7 +201,7 @@ def _serve(loop: Loop, place: Place, say: Callable[..., None], finished: Callabl
                 raise
             seconds = pause.next()
             say("retrying", str(error))
-            log.warning("again in %.1f s: %s", seconds, error)
+            log.warning("trouble that passes", again_in=f"{seconds:g} s", reason=str(error))
             loop.rest(seconds)
     with place.watchdog.step("leaving the group", STEP_SECONDS, Exit.DONE):
         loop.close()
@@ -220,45 +224,6 @@ class Backoff:
         self._next = self._first
 
 
-class Signals:
-    """SIGTERM and SIGINT: the first asks to drain, the second ends at once.
-
-    Python runs handlers in the main thread, which may sit in a call into librdkafka. So the signal's
-    number goes through a pipe to a thread of its own.
-    """
-
-    def __init__(self) -> None:
-        self.on_first: Callable[[], object] = lambda: None
-        self._stop = threading.Event()
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-
-    def stopping(self) -> bool:
-        return self._stop.is_set()
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is not threading.main_thread():
-            return self  # tests run a worker in a thread and stop it otherwise
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, name="signals", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass  # the process ends
-
-    def _listen(self) -> None:
-        while number := os.read(self._read, 1):
-            if number[0] not in (signal.SIGTERM, signal.SIGINT):
-                continue
-            if self._stop.is_set():
-                os._exit(128 + number[0])
-            log.info("draining; a second signal ends at once")
-            self._stop.set()
-            self.on_first()
-
-
 @contextmanager
 def held_slot(group: str, wanted: int | None = None) -> Iterator[int]:
     """The lowest free slot of a group on this machine (or the wanted one), until the block ends.
@@ -269,21 +234,17 @@ def held_slot(group: str, wanted: int | None = None) -> Iterator[int]:
     folder = home.data_dir() / "slots"
     folder.mkdir(parents=True, exist_ok=True)
     for slot in range(10_000) if wanted is None else [wanted]:
-        lock = filelock.FileLock(_slot_file(folder, group, slot))
+        lock = os.open(folder / f"{group}.{slot}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            continue
-        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
             yield slot
+            return
         finally:
-            lock.release()
-        return
+            os.close(lock)
     raise HeadraceError(f"slot {wanted} of {group} is taken by another worker on this machine")
-
-
-def _slot_file(folder: Path, group: str, slot: int) -> Path:
-    return folder / f"{group}.{slot}.lock"
 
 
 def _sleep(seconds: float, until: Callable[[], bool]) -> None:

@@ -1,0 +1,187 @@
+"""`headrace run` and `headrace worker`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
+
+import click
+
+from headrace import platforms
+from headrace.config import Mode, Settings
+from headrace.errors import HeadraceError
+from headrace.stream import topology as topologies
+from headrace.stream.clients import Admin
+from headrace.stream.faults import Exit
+from headrace.stream.remaining import remaining
+from headrace.stream.topology import Group, Topic, Topology
+
+_PR_SET_PDEATHSIG = 1
+
+_mode = click.option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    help="What runs and what is skipped, whatever the platforms' own settings say.",
+)
+
+
+@click.command()
+@click.argument("groups", nargs=-1, metavar="[GROUP]…")
+@click.option("--workers", type=click.IntRange(1), help="Processes a group.")
+@_mode
+@click.option("--until-caught-up", is_flag=True, help="End when nothing is left to do.")
+@click.option("--only", is_flag=True, help="Just the groups named, without their stores.")
+@click.pass_obj
+def run(
+    load: Callable[[], Settings],
+    groups: tuple[str, ...],
+    workers: int | None,
+    mode: Mode | None,
+    until_caught_up: bool,
+    only: bool,
+) -> int:
+    """Run groups, each in processes of its own; without a name all that the mode runs.
+
+    A named stage brings the store groups that keep its results. With --until-caught-up the exit
+    status is 0 when nothing is left, and 3 when some groups have work that they cannot do.
+    """
+    from headrace.stream import topics
+    from headrace.supervisor import Supervisor
+
+    settings = _in_mode(load(), mode)
+    topology = topologies.load(settings)
+    chosen = choose(topology, groups, settings.processing.mode, only)
+    if not chosen:
+        click.echo(f"mode {settings.processing.mode} runs no group")
+        return Exit.DONE
+    topics.ensure(settings)
+    if any(group.kind == "store" for group in chosen):
+        from headrace.stores import migrate
+
+        migrate.upgrade(settings)
+    read = {group.short: subscription(settings, topology, group) for group in chosen}
+    for line in _left_out(settings, topology, chosen):
+        click.echo(line)
+    report = Supervisor(
+        settings, topology, chosen, read, workers=workers, until_caught_up=until_caught_up
+    ).run()
+    for group in chosen:
+        numbers = {name: n for name, n in report.counts[group.short].items() if n}
+        shown = ", ".join(f"{n:,} {name}" for name, n in numbers.items())
+        click.echo(f"  {group.short}: {shown or 'nothing to do'}")
+    for name, reason in report.waiting.items():
+        click.echo(f"waiting: {name}: {reason}")
+    if until_caught_up and report.code == Exit.DONE:
+        click.echo(f"caught up in {report.seconds:.1f} s")
+    return report.code
+
+
+@click.command()
+@click.argument("group")
+@click.option("--slot", type=click.IntRange(0), help="A slot of this machine; else the first free.")
+@_mode
+@click.option("--until-caught-up", is_flag=True, help="End when the group has nothing left to do.")
+@click.option("--supervisor", metavar="PID:FD", hidden=True)
+@click.pass_obj
+def worker(
+    load: Callable[[], Settings],
+    group: str,
+    slot: int | None,
+    mode: Mode | None,
+    until_caught_up: bool,
+    supervisor: str | None,
+) -> int:
+    """Run one group in this process, as a container does.
+
+    Exit status: 0 after a signal or when caught up, 4 when too many dead letters stopped the
+    group, 2 when something must be mended, and others when it is worth starting again.
+    """
+    from headrace.stream import worker as workers
+    from headrace.supervisor import reporter
+
+    report: Callable[[dict[str, object]], None] = lambda event: None  # noqa: E731
+    if supervisor is not None:
+        parent, _, pipe = supervisor.partition(":")
+        _die_with(int(parent))
+        report = reporter(int(pipe))
+    settings = _in_mode(load(), mode)
+    topology = topologies.load(settings)
+    found = topology.group(group)
+    if str(settings.home) not in sys.path:
+        sys.path.append(str(settings.home))  # groups of a project's own
+    topics = subscription(settings, topology, found)
+    return workers.run(
+        settings,
+        topology,
+        found,
+        topics,
+        slot=slot,
+        report=report,
+        finished=_finished(found, topics) if until_caught_up else lambda admin: False,
+    )
+
+
+def choose(topology: Topology, names: Sequence[str], mode: Mode | None, only: bool) -> list[Group]:
+    """The groups to run, in topics.yaml's order: those named and, unless `only`, the stores that
+    keep what they write; or those of the mode that are always on."""
+    if not names:
+        return [group for group in topology.mode(mode) if group.when.always]
+    named = [topology.group(name) for name in names]
+    wanted = {group.short for group in named}
+    if not only:
+        for group in named:
+            for topic in [t for t in (group.writes, group.dlt) if t is not None]:
+                readers = topology.readers_of(topic)
+                wanted |= {reader.short for reader in readers if reader.kind == "store"}
+    return [group for group in topology.groups.values() if group.short in wanted]
+
+
+def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[Topic, ...]:
+    """What a group really reads now, its redo topic included."""
+    files = platforms.load(settings)
+    return (*topology.subscription(group, settings, files), group.redo)
+
+
+def _in_mode(settings: Settings, mode: Mode | None) -> Settings:
+    if mode is None:
+        return settings
+    processing = settings.processing.model_copy(update={"mode": mode})
+    return settings.model_copy(update={"processing": processing})
+
+
+def _left_out(settings: Settings, topology: Topology, groups: Sequence[Group]) -> list[str]:
+    """Lines on what waits by somebody's choice."""
+    files = platforms.load(settings)
+    lines = []
+    for group in groups:
+        for topic, state in topology.left_out(group, settings, files).items():
+            lines.append(f"{state}: {group.short} leaves {topic} for later")
+    chosen = {group.short for group in groups}
+    return lines + [
+        f"SCHEDULED: {group.short} runs {group.when.text}"
+        for group in topology.mode(settings.processing.mode)
+        if not group.when.always and group.short not in chosen
+    ]
+
+
+def _finished(group: Group, topics: Sequence[Topic]) -> Callable[[Admin], bool]:
+    empty = 0
+    read: Mapping[str, Sequence[Topic]] = {group.short: topics}
+
+    def finished(admin: Admin) -> bool:
+        nonlocal empty
+        empty = empty + 1 if remaining(admin, [group], read)[group.short] == 0 else 0
+        return empty >= 2
+
+    return finished
+
+
+def _die_with(parent: int) -> None:
+    """A worker whose supervisor is gone drains and ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise HeadraceError("the supervisor has ended already")

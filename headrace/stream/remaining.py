@@ -1,0 +1,49 @@
+"""What groups still have to read, asked of Kafka and of no worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
+
+from headrace.stream.clients import Admin, Partition
+from headrace.stream.topology import Group, Topic, Topology
+
+
+def in_order(topology: Topology, groups: Iterable[Group]) -> list[Group]:
+    """Writers before readers."""
+    wanted = {group.short for group in groups}
+    graph: dict[str, set[str]] = {}
+    for group in topology.groups.values():
+        stages = [topology.stage_of(topic) or topology.group_of(topic) for topic in group.reads]
+        graph[group.short] = {stage.short for stage in stages if stage is not None}
+    order = TopologicalSorter(graph).static_order()
+    return [topology.groups[short] for short in order if short in wanted]
+
+
+def remaining(
+    admin: Admin, groups: Sequence[Group], topics: Mapping[str, Sequence[Topic]]
+) -> dict[str, int]:
+    """Messages that each group has yet to read, redo included, by group.
+
+    Give the groups in order: a group's ends are asked after its writers' commits, so that zero
+    everywhere means that nothing is left, whatever the writers did meanwhile. `topics` are what a
+    group really reads, by group. A topic that does not exist holds nothing.
+    """
+    existing = admin.topics()
+    return {group.short: _behind(admin, group, topics[group.short], existing) for group in groups}
+
+
+def _behind(
+    admin: Admin, group: Group, topics: Iterable[Topic], existing: Mapping[str, int]
+) -> int:
+    partitions: list[Partition] = [
+        (topic.name, number) for topic in topics for number in range(existing.get(topic.name, 0))
+    ]
+    ends = admin.ends(partitions)
+    committed = admin.committed(group.name, [p for p in partitions if ends[p] > 0])
+    unread = [p for p in partitions if p not in committed and ends[p] > 0]
+    starts = admin.starts(unread)
+    return sum(
+        max(0, end - committed.get(partition, starts.get(partition, 0)))
+        for partition, end in ends.items()
+    )

@@ -1,0 +1,351 @@
+"""The loop of a stage: Kafka to Kafka, in one transaction a batch.
+
+take    a batch of messages, decoded; what is no record is a dead letter
+ask     the stage, for one outcome each; a batch that raises is split until only the guilty
+        record is dead
+write   outcomes, dead letters and a status event as bytes, held against schema and sizes
+commit  all of it and the offsets in one transaction, begun when everything else is done
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import orjson
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from headrace.log import get
+from headrace.stream import clients, schemas
+from headrace.stream.decode import Decoder, Input, counts
+from headrace.stream.faults import fences, kafka_error
+from headrace.stream.limits import DeadLetterCount
+from headrace.stream.source import Cut, Source
+from headrace.stream.stage import Context, Outcome, Pause, Process, Record, Retry, dead
+from headrace.stream.topology import Topic
+from headrace.stream.wire import HEADER, TRACEPARENT, Position
+from headrace.stream.worker import STEP_SECONDS, Place
+
+log = get(__name__)
+
+Headers = list[tuple[str, str | bytes | None]]
+
+_TRY_SECONDS = 10.0  # one call into librdkafka; a call that timed out may be made again
+_METRIC_SECONDS = 5.0
+_ERRORS = "__connect.errors."
+_NAMESPACE = uuid.UUID("a6e1bd0c-7c0b-5b6c-9d5e-0d6c1f1a2b3c")
+
+
+class Outgoing(NamedTuple):
+    """A message to write."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class DeadLetter(NamedTuple):
+    input: Input
+    error: str  # class of the exception, or what kind of fault it is
+    reason: str
+
+
+def build(place: Place) -> StageLoop:
+    group = place.group
+    module = import_module(group.module)
+    return StageLoop(place, module.build(Context(place.settings, group.short, group.options)))
+
+
+class StageLoop:
+    def __init__(self, place: Place, process: Process) -> None:
+        group, settings = place.group, place.settings
+        if group.writes is None or group.dlt is None:
+            raise ValueError(f"{group.short} is a stage that writes nothing")
+        self._place = place
+        self._group = group
+        self._process = process
+        own = getattr(process, "version", "")
+        self._version = f"{group.version}+{own}" if own else group.version
+        self._writes: Topic = group.writes
+        self._letters: Topic = group.dlt
+        self._status = place.topology.topic("status").name
+        self._limits = DeadLetterCount(group.short, group.dead_letters)
+        self._validator = (
+            schemas.validator(settings, self._writes.schema) if self._writes.schema else None
+        )
+        self._source = Source(
+            settings, group.name, place.topics, group.batch, place.admin, stopping=place.stopping
+        )
+        self._decoder = Decoder(
+            settings, place.topology, group, place.topics, self._source.topic_id
+        )
+        self._producer: Producer | None = None
+        self._measured = 0.0
+
+    def open(self) -> None:
+        if self._producer is None:
+            conf = clients.producer_conf(
+                self._place.settings, **{"transactional.id": self._place.transactional_id}
+            )
+            self._producer = Producer(conf)
+        # Ends what a predecessor in this slot left open.
+        with self._place.watchdog.step("init_transactions", STEP_SECONDS):
+            self._producer.init_transactions(_TRY_SECONDS)
+        self._source.open()
+
+    def work(self) -> bool:
+        cut = self._source.take()
+        if cut is None:
+            self._measure()
+            return False
+        started = time.perf_counter()
+        try:
+            outgoing, summary = self._answer(cut, started) if cut.messages else ([], {})
+            self._commit(cut, outgoing)
+        except BaseException:
+            self._rollback(cut)
+            raise
+        if cut.messages:
+            self._place.metrics.committed(summary, time.perf_counter() - started)
+        self._measure()
+        return bool(cut.messages)
+
+    def rest(self, seconds: float) -> None:
+        self._source.rest(seconds)
+
+    def close(self) -> None:
+        self._source.close()
+
+    # -- commit: the whole order of it
+
+    def _commit(self, cut: Cut, outgoing: Sequence[Outgoing]) -> None:
+        """Everything or nothing. `cut.member` lets the broker refuse a member that is gone."""
+        assert self._producer is not None
+        with self._place.watchdog.step("commit", STEP_SECONDS):
+            self._producer.begin_transaction()
+            for topic, key, value, headers in outgoing:
+                self._produce(topic, key, value, headers)
+            self._insist(
+                lambda producer: producer.send_offsets_to_transaction(
+                    cut.offsets(), cut.member, _TRY_SECONDS
+                )
+            )
+            self._insist(lambda producer: producer.commit_transaction(_TRY_SECONDS))
+        self._source.done(cut)
+
+    def _rollback(self, cut: Cut) -> None:
+        """Undoes an open transaction, if there is one, and reads the cut again."""
+        assert self._producer is not None
+        self._place.metrics.rollbacks.inc()
+        try:
+            with self._place.watchdog.step("abort", STEP_SECONDS):
+                self._insist(lambda producer: producer.abort_transaction(_TRY_SECONDS))
+        except KafkaException as error:
+            found = kafka_error(error)
+            if fences(error):
+                raise
+            if found is None or found.code() != KafkaError._STATE:  # there was none
+                raise
+        self._source.rewind(cut)
+
+    def _produce(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers
+    ) -> None:
+        assert self._producer is not None
+        while True:
+            try:
+                self._producer.produce(topic, value, key, headers=headers)
+                return
+            except BufferError:
+                self._producer.poll(0.1)  # the queue is full; the watchdog sees to the rest
+
+    def _insist(self, call: Callable[[Producer], object]) -> None:
+        """Makes a call again while it fails in a way that passes; the watchdog ends that."""
+        assert self._producer is not None
+        while True:
+            try:
+                call(self._producer)
+                return
+            except KafkaException as error:
+                found = kafka_error(error)
+                if found is None or found.txn_requires_abort() or not found.retriable():
+                    raise
+                self._producer.poll(0.1)
+
+    # -- answers
+
+    def _answer(self, cut: Cut, started: float) -> tuple[list[Outgoing], dict[str, int]]:
+        inputs = self._decoder.decode(cut.messages)
+        asked = [input for input in inputs if input.answer is None and input.fault is None]
+        verdicts = self._ask([input.record for input in asked])
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        outgoing: list[Outgoing] = []
+        letters: list[DeadLetter] = []
+        outcomes: list[Outcome] = []
+        write = self._writer(at, outgoing, letters)
+        answers = iter(verdicts)
+        for input in inputs:
+            if input.fault is not None:
+                letters.append(DeadLetter(input, "Undecodable", input.fault))
+                outcomes.append(dead(input.fault))
+            else:
+                outcomes.append(write(input, input.answer or next(answers)))
+        self._limits.add(len(inputs), [letter.reason for letter in letters])
+        outgoing += [self._letter(letter) for letter in letters]
+        summary = counts(outcomes)
+        outgoing.append(self._event(cut, at, len(inputs), summary, started))
+        return outgoing, summary
+
+    def _ask(self, records: list[Record]) -> list[Outcome]:
+        """One outcome each. What makes the stage raise is found by halving the batch."""
+        outcomes: list[Outcome] = []
+        waiting = [records] if records else []
+        guilty = 0
+        while waiting:
+            part = waiting.pop()
+            try:
+                outcomes += self._asked(part)
+            except (Retry, Pause, MemoryError):
+                raise
+            except Exception as error:
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    waiting += [part[middle:], part[:middle]]
+                    continue
+                if not guilty:
+                    log.exception("a record makes the stage raise", record=part[0].id)
+                guilty += 1
+                if guilty > self._limits.room:
+                    reason = f"{type(error).__name__}: {error}"
+                    self._limits.add(len(outcomes) + 1, [reason] * guilty)
+                outcomes.append(_guilty(error))
+        return outcomes
+
+    def _asked(self, records: list[Record]) -> Sequence[Outcome]:
+        outcomes = self._process(records)
+        name = self._group.module
+        if len(outcomes) != len(records):
+            raise ValueError(f"{name} gave {len(outcomes)} outcomes for {len(records)} records")
+        wrong = set(map(type, outcomes)) - {Outcome}
+        if wrong:
+            raise TypeError(f"{name} gave a {wrong.pop().__name__} instead of an Outcome")
+        return outcomes
+
+    def _writer(
+        self, at: str, outgoing: list[Outgoing], letters: list[DeadLetter]
+    ) -> Callable[[Input, Outcome], Outcome]:
+        """Writes one outcome after the other; returns the outcome that it really became."""
+        topic, rank, most = self._writes.name, self._group.rank, self._writes.max_message_bytes
+        stage, version = self._group.short, self._version
+        validator = self._validator
+        is_valid: Callable[[Any], bool] = validator.is_valid if validator else lambda _: True
+        dumps = orjson.dumps
+
+        def write(input: Input, outcome: Outcome) -> Outcome:
+            record, kind = input.record, outcome.kind
+            envelope: dict[str, Any] = {
+                "id": record.id,
+                "kind": record.kind,
+                "platform": record.platform,
+                "stage": stage,
+                "outcome": kind,
+                "version": version,
+                "at": at,
+            }
+            if kind == "ok":
+                envelope["result"] = outcome.result
+            elif outcome.reason is not None:
+                envelope["reason"] = outcome.reason
+            try:
+                value = dumps(envelope)
+                fault = None if is_valid(envelope) else self._complaint(envelope)
+            except (TypeError, ValueError) as error:
+                value, fault = b"", f"its result is not JSON: {error}"
+            if len(value) > most - 1024:
+                fault = f"its result of {len(value)} bytes is more than {topic} takes"
+            if fault is not None:
+                if kind != "ok":
+                    raise ValueError(f"{stage}: {fault}")
+                return write(input, dead(fault))
+            if kind == "dead":
+                reason = outcome.reason or ""
+                letters.append(DeadLetter(input, reason.partition(":")[0], reason))
+            headers: Headers = [(HEADER, input.header(rank, ",".join(outcome.parts)))]
+            if input.trace is not None:
+                headers.append((TRACEPARENT, input.trace))
+            outgoing.append(Outgoing(topic, input.message.key(), value, headers))
+            return outcome
+
+        return write
+
+    def _complaint(self, envelope: dict[str, Any]) -> str:
+        assert self._validator is not None
+        return f"its result does not fit: {schemas.complaint(self._validator, envelope)}"
+
+    def _letter(self, letter: DeadLetter) -> Outgoing:
+        """The original bytes, with the reason in headers."""
+        input, message = letter.input, letter.input.message
+        place = Position.parse(input.input)
+        reason = letter.reason
+        value = message.value()
+        own = (HEADER, _ERRORS)
+        kept = [(n, v) for n, v in message.headers() or () if not n.startswith(own)]
+        size = len(value or b"") + len(message.key() or b"")
+        size += sum(len(name) + len(content or b"") for name, content in kept)
+        if size > self._letters.max_message_bytes - 4096:
+            value, kept = None, []
+            reason += f" (its {size} bytes are left out; they stand at the place named here)"
+        details = {
+            "topic": place.topic,
+            "partition": str(place.partition),
+            "offset": str(place.offset),
+            "connector.name": self._group.short,
+            "stage": self._group.short,
+            "exception.class.name": letter.error,
+            "exception.message": reason,
+        }
+        headers: Headers = kept + [
+            (_ERRORS + name, text.encode()) for name, text in details.items()
+        ]
+        if input.head:
+            headers.append((HEADER, input.header(self._group.rank)))
+        return Outgoing(self._letters.name, message.key(), value, headers)
+
+    def _event(
+        self, cut: Cut, at: str, records: int, summary: dict[str, int], started: float
+    ) -> Outgoing:
+        group = self._group.short
+        inputs = [
+            {"topic": topic, "partition": partition, "from": cut.before[topic, partition], "to": to}
+            for (topic, partition), to in sorted(cut.after.items())
+        ]
+        name = orjson.dumps([group, inputs, at]).decode()
+        event = {
+            "event_id": str(uuid.uuid5(_NAMESPACE, name)),
+            "group": group,
+            "stage": group,
+            "worker": self._place.worker,
+            "at": at,
+            "version": self._version,
+            "records": records,
+            **summary,
+            "seconds": round(time.perf_counter() - started, 6),
+            "inputs": inputs,
+        }
+        return Outgoing(self._status, group.encode(), orjson.dumps(event), [])
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._measured >= _METRIC_SECONDS and self._place.metrics.port is not None:
+            self._measured = now
+            self._place.metrics.positions(self._source.assigned(), self._source.lag())
+
+
+def _guilty(error: Exception) -> Outcome:
+    text = " ".join(str(error).split())[:300]
+    return dead(f"{type(error).__name__}: {text}")

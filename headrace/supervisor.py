@@ -1,0 +1,290 @@
+"""`headrace run`: one process a worker, started again when it crashes, ended when we end.
+
+The supervisor knows a worker by two things: the lines that it writes into its pipe (a state, or the
+counts of a batch) and how it exits (`headrace.stream.faults.Exit`). Whether anything is left to do
+it asks Kafka alone.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import orjson
+
+from headrace import config
+from headrace.config import Settings
+from headrace.log import get
+from headrace.stream import clients
+from headrace.stream.faults import Exit
+from headrace.stream.remaining import in_order, remaining
+from headrace.stream.signals import Signals
+from headrace.stream.topology import Group, Topic, Topology
+from headrace.stream.worker import Backoff
+
+log = get(__name__)
+
+_TICK = 0.25
+_LOOK_SECONDS = 0.5
+_GIVEN_UP = 5  # crashes in a row, with nothing done between them, after which nobody waits for it
+
+
+@dataclass
+class Child:
+    """A worker's place: the process that holds it now, and what is known of it."""
+
+    group: Group
+    number: int
+    pause: Backoff
+    process: subprocess.Popen[bytes] | None = None
+    pipe: int = -1
+    rest: bytes = b""  # a line that has not come whole
+    state: str = ""
+    reason: str = ""
+    crashes: int = 0  # in a row
+    start_at: float = 0.0  # monotonic; infinite: not to be started again
+
+    @property
+    def name(self) -> str:
+        return self.group.short if self.group.workers == 1 else f"{self.group.short}/{self.number}"
+
+    @property
+    def waits(self) -> str | None:
+        """Why this worker does not work and will not soon, or None."""
+        if self.state in ("paused", "stopped"):
+            return f"{self.state}: {self.reason}"
+        if self.crashes >= _GIVEN_UP:
+            return f"crashed {self.crashes} times in a row: {self.reason}"
+        return None
+
+
+@dataclass
+class Report:
+    """How a run ended: exit code, seconds, records by group and outcome, and what waits and why."""
+
+    code: int
+    seconds: float
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+
+
+class Supervisor:
+    """`topics` are what each group really reads, its redo topic included, by group."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        groups: Sequence[Group],
+        topics: Mapping[str, Sequence[Topic]],
+        *,
+        workers: int | None = None,
+        until_caught_up: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._groups = in_order(topology, groups)
+        self._topics = topics
+        self._until_caught_up = until_caught_up
+        self._children = [
+            Child(group, number, Backoff(settings))
+            for group in self._groups
+            for number in range(workers or group.workers)
+        ]
+        self._counts = {group.short: Counter[str]() for group in self._groups}
+        self._selector = selectors.DefaultSelector()
+        self._left: dict[str, int] = {}
+        self._looks = 0  # in a row that found nothing left for whoever may run
+        self._ended = threading.Event()
+
+    def run(self) -> Report:
+        """Returns when everything is caught up (if asked for) or after a signal."""
+        began = time.monotonic()
+        code: int | None = None
+        waiting: dict[str, str] = {}
+        signals = Signals()
+        signals.on_second = self._kill
+        with signals:
+            if self._until_caught_up:
+                threading.Thread(target=self._look, name="lookout", daemon=True).start()
+            try:
+                while code is None and not signals.stopping():
+                    self._start_due()
+                    self._listen(_TICK)
+                    self._reap()
+                    if self._looks >= 2:
+                        waiting = self._waiting()
+                        code = Exit.WAITS if waiting else Exit.DONE
+                    elif all(child.start_at == float("inf") for child in self._children):
+                        waiting = self._waiting() or {c.name: c.waits or "" for c in self._children}
+                        code = Exit.WAITS
+            finally:
+                self._ended.set()
+                self._drain()
+        return Report(code or Exit.DONE, time.monotonic() - began, self._counts, waiting)
+
+    # -- processes
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for index, child in enumerate(self._children):
+            if child.process is None and child.start_at <= now:
+                self._start(child, index)
+
+    def _start(self, child: Child, index: int) -> None:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)  # a worker does not wait for us
+        environment = {**os.environ, **config.as_environment(self._settings)}
+        port = self._settings.processing.metrics_port
+        if port:
+            environment["HEADRACE_PROCESSING__METRICS_PORT"] = str(port + index)
+        command = [sys.executable, "-m", "headrace", "worker", child.group.short]
+        command += ["--supervisor", f"{os.getpid()}:{write}"]
+        # A process group of its own: Ctrl-C reaches us alone, and we pass it on once.
+        child.process = subprocess.Popen(
+            command, env=environment, pass_fds=[write], stdin=subprocess.DEVNULL, process_group=0
+        )
+        os.close(write)
+        child.pipe, child.rest = read, b""
+        child.state, child.reason = "starting", ""
+        self._selector.register(read, selectors.EVENT_READ, child)
+        log.info("started", worker=child.name, pid=child.process.pid)
+
+    def _listen(self, timeout: float) -> None:
+        if not self._selector.get_map():
+            time.sleep(timeout)
+            return
+        for key, _ in self._selector.select(timeout):
+            self._hear(key.data)
+
+    def _hear(self, child: Child) -> None:
+        while True:
+            try:
+                chunk = os.read(child.pipe, 65_536)
+            except BlockingIOError:
+                return
+            if not chunk:  # it closed its end: it ends or has ended
+                self._selector.unregister(child.pipe)
+                os.close(child.pipe)
+                child.pipe = -1
+                return
+            *lines, child.rest = (child.rest + chunk).split(b"\n")
+            for line in lines:
+                self._note(child, orjson.loads(line))
+
+    def _note(self, child: Child, event: dict[str, object]) -> None:
+        counts = event.get("counts")
+        if isinstance(counts, dict):
+            self._counts[child.group.short].update(counts)
+            child.crashes = 0
+            child.pause.reset()
+            return
+        child.state, child.reason = str(event.get("state")), str(event.get("reason") or "")
+        if child.state in ("paused", "retrying"):
+            log.warning(child.state, worker=child.name, reason=child.reason)
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if child.process is None or child.process.poll() is None:
+                continue
+            code = child.process.returncode
+            child.process = None
+            if child.pipe >= 0:
+                self._hear(child)
+            if child.pipe >= 0:  # somebody whom the worker started still holds the other end
+                self._selector.unregister(child.pipe)
+                os.close(child.pipe)
+                child.pipe = -1
+            if code in (Exit.LIMIT, Exit.MISTAKE):
+                child.start_at = float("inf")
+                child.state, child.reason = "stopped", child.reason or f"exit code {code}"
+                log.error("stopped; not started again", worker=child.name, reason=child.reason)
+                continue
+            if child.state != "crashed":
+                child.state, child.reason = "crashed", _how(code)
+            child.crashes += 1
+            seconds = child.pause.next()
+            child.start_at = time.monotonic() + seconds
+            log.warning(
+                "ended; starting it again",
+                worker=child.name,
+                how=_how(code),
+                again_in=f"{seconds:g} s",
+            )
+
+    def _drain(self) -> None:
+        """Asks every worker to finish its batch; whoever does not in time is killed."""
+        running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            process.terminate()
+        ends = time.monotonic() + self._settings.processing.drain_seconds + 5
+        for process in running:
+            while process.poll() is None and time.monotonic() < ends:
+                self._listen(0.05)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for child in self._children:
+            if child.pipe >= 0:
+                self._hear(child)
+
+    def _kill(self) -> None:
+        for child in self._children:
+            if child.process is not None:
+                child.process.kill()
+
+    # -- what is left
+
+    def _waiting(self) -> dict[str, str]:
+        """Groups that have work left which they may not do now, and why."""
+        return {
+            child.group.short: child.waits
+            for child in self._children
+            if child.waits is not None and self._left.get(child.group.short, 1)
+        }
+
+    def _look(self) -> None:
+        """Counts what is left, in a thread of its own: the broker may take its time to answer."""
+        while not self._ended.wait(_LOOK_SECONDS):
+            try:
+                with clients.admin(self._settings) as admin:
+                    while not self._ended.wait(_LOOK_SECONDS):
+                        self._left = remaining(admin, self._groups, self._topics)
+                        waits = {c.group.short for c in self._children if c.waits is not None}
+                        if any(n for group, n in self._left.items() if group not in waits):
+                            self._looks = 0
+                        else:
+                            self._looks += 1
+            except Exception as error:
+                self._looks = 0
+                log.warning("cannot see what is left", reason=str(error))
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return f"killed by signal {-code}"
+    names: dict[int, str] = {
+        Exit.CRASHED: "crashed, see its log",
+        Exit.FENCED: "another worker took its place",
+        Exit.STUCK: "a step hung past its deadline",
+    }
+    return names.get(code, f"exit code {code}")
+
+
+def reporter(pipe: int) -> Callable[[dict[str, object]], None]:
+    """A worker's end of the pipe. A line that does not fit is lost rather than waited for."""
+    os.set_inheritable(pipe, False)
+
+    def report(event: dict[str, object]) -> None:
+        with suppress(OSError):
+            os.write(pipe, orjson.dumps(event) + b"\n")
+
+    return report
