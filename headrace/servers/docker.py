@@ -71,6 +71,13 @@ def stop(entry: state.Entry, data_dir: Path) -> None:
         raise ServerUnavailable(f"docker compose could not stop {entry.server}: {done.stderr}")
 
 
+def remove(data_dir: Path) -> None:
+    """Containers and volumes of a data folder, for good."""
+    done = _compose(data_dir, ["down", "--volumes", "--timeout", "20"], {})
+    if done.returncode:
+        raise ServerUnavailable(f"docker compose could not remove its servers: {done.stderr}")
+
+
 def running(entry: state.Entry) -> bool:
     return answers(entry.ports["client"])
 
