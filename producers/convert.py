@@ -56,6 +56,8 @@ def text(value: Any) -> str:
 
 def label(value: Any) -> str | int | float | bool | None:
     """A string, number or truth value as it is; None for nothing."""
+    if value is None:
+        return None
     if isinstance(value, bool):
         return value
     if isinstance(value, int | float):
@@ -65,9 +67,9 @@ def label(value: Any) -> str | int | float | bool | None:
 
 def extra(value: Any) -> Any:
     """Anything JSON can hold, as it is; None for nothing."""
-    if value is None or value == "" or value == [] or value == {} or value != value:
-        return None
-    return value
+    if type(value) is str:
+        return value.strip() or None
+    return None if value is None or value == [] or value == {} or value != value else value
 
 
 # -- numbers ---------------------------------------------------------------------------------
@@ -124,7 +126,11 @@ def flag(value: Any, note: Note, field: str) -> bool | None:
 
 # -- moments ---------------------------------------------------------------------------------
 
-_EPOCH = re.compile(r"\d{9,19}(\.\d+)?")
+_EPOCH = re.compile(r"\d{9,19}(?:\.\d+)?")
+_is_epoch = _EPOCH.fullmatch
+_is_ours = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ").fullmatch
+_MINUTES = [f"T{minute // 60:02}:{minute % 60:02}:" for minute in range(24 * 60)]
+_days: dict[int, str] = {}  # since 1970, as written; the days of a file are few
 _TWITTER = re.compile(
     r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d\d) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d) (\d{4})"
 )
@@ -146,6 +152,12 @@ def moment(
     if value is None or value == "":
         return None
     try:
+        if type(value) is str and not formats:
+            if value[-1] == "Z" and _is_ours(value):
+                datetime.fromisoformat(value)  # whether there is such a day
+                return value
+            if _is_epoch(value) and len(value) != 14:
+                return _stamp(float(value) if "." in value else int(value))
         when = _moment(value, formats)
         if when is None:
             return None
@@ -167,17 +179,17 @@ def _moment(value: Any, formats: tuple[str, ...]) -> datetime | None:
     if isinstance(value, bool):
         raise ValueError
     if isinstance(value, int | float):
-        return None if value != value else _epoch(value)
+        return None if value != value else datetime.fromisoformat(_stamp(value))
     words = str(value).strip()
     for form in formats:
         try:
             return datetime.strptime(words, form)
         except ValueError:
             continue
-    if _EPOCH.fullmatch(words):
+    if _is_epoch(words):
         if len(words) == 14:
             return datetime.strptime(words, "%Y%m%d%H%M%S")
-        return _epoch(float(words) if "." in words else int(words))
+        return datetime.fromisoformat(_stamp(float(words) if "." in words else int(words)))
     try:
         return datetime.fromisoformat(words)
     except ValueError:
@@ -201,12 +213,23 @@ def _moment(value: Any, formats: tuple[str, ...]) -> datetime | None:
     raise ValueError(words)
 
 
-def _epoch(value: float) -> datetime:
+def _stamp(value: float) -> str:
+    """Seconds (or milli-, micro-, nanoseconds) since 1970 as RFC 3339."""
     if value < 1e8:  # 1973; a smaller number is a year, a day of Excel's or nothing
         raise ValueError
     while value >= 1e11:
         value /= 1000
-    return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
+    seconds = int(value)
+    micros = int((value - seconds) * 1e6 + 0.5) if value != seconds else 0
+    day, rest = divmod(seconds, 86_400)
+    date_ = _days.get(day)
+    if date_ is None:
+        if len(_days) > 50_000:
+            _days.clear()
+        date_ = _days[day] = datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
+    minute, second = divmod(rest, 60)
+    part = f".{min(micros, 999_999):06}" if micros else ""
+    return f"{date_}{_MINUTES[minute]}{second:02}{part}Z"
 
 
 @lru_cache
@@ -294,6 +317,8 @@ def glue(*parts: str) -> str:
     A literal goes with the value behind it (the last one with the last value), and one between two
     values stands only where something stands before it, so "{title}\\n\\n{text}" leaves no gap.
     """
+    if len(parts) == 5 and not parts[0] and not parts[4]:  # the usual one: title and body
+        return parts[1] + parts[2] + parts[3] if parts[1] and parts[3] else parts[1] or parts[3]
     out = ""
     for place in range(1, len(parts), 2):
         value = parts[place]

@@ -156,6 +156,14 @@ class Source:
         self.names = names
         self._constant = constant
 
+    def assign(self, expression: Any, kind: Kind, field: str) -> list[str]:
+        """Lines that leave the expression's value in `value`; a lacking column costs no call."""
+        if not isinstance(expression, str) or _PLACE.search(expression):
+            return [f"value = {self.value(expression, kind, field)}"]
+        column = self._column(expression)
+        converted = self.value(expression, kind, field).replace(column, "value", 1)
+        return [f"value = {column}", f"if value is not None: value = {converted}"]
+
     def value(self, expression: Any, kind: Kind, field: str) -> str:
         """Source of the expression's value as the kind; "" or None at run time for nothing."""
         if isinstance(expression, tuple | list):

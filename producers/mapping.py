@@ -310,7 +310,7 @@ class MappedRows:
         self._items = items
 
     def __iter__(self) -> Iterator[Mapped | Rejected]:
-        to_record, file = self.mapper.map, FileName.of(self.rows.name)
+        to_record, file, new = self.mapper.map, FileName.of(self.rows.name), tuple.__new__
         for item in self._items:
             if type(item) is Row:
                 number, row = item
@@ -319,7 +319,7 @@ class MappedRows:
                 except RowRejected as reason:
                     yield Rejected(number, str(reason), row)
                 else:
-                    yield Mapped(number, record["id"], value, record)
+                    yield new(Mapped, (number, record["id"], value, record))
             elif isinstance(item, BadRow):
                 yield Rejected(item.number, item.reason, None, item.raw)
 
@@ -514,7 +514,7 @@ def _source(mapping: Mapping, source: Source) -> str:
     for field, kind in _FIELDS.items():
         expression = getattr(said, field)
         if expression is not None:
-            lines.append(f"value = {source.value(expression, kind, field)}")
+            lines += source.assign(expression, kind, field)
             lines.append(f"if value: record[{field!r}] = value")
     groups: tuple[tuple[str, dict[str, Any], Kind], ...] = (
         ("metrics", said.metrics, "number"),
@@ -526,7 +526,7 @@ def _source(mapping: Mapping, source: Source) -> str:
             continue
         lines.append("part = {}")
         for name, expression in fields.items():
-            lines.append(f"value = {source.value(expression, kind, f'{group}.{name}')}")
+            lines += source.assign(expression, kind, f"{group}.{name}")
             lines.append(f"if value is not None and value != '': part[{name!r}] = value")
         lines.append(f"if part: record[{group!r}] = part")
     for field in mapping.required:
