@@ -128,7 +128,8 @@ def _read_raw(message: Message, check: Callable[[Any], None], topic_id: str) -> 
     check(value)
     record, answer = _raw_record(message, value)
     run, trace = "", None
-    for name, content in message.headers() or ():
+    headers: Any = message.headers()
+    for name, content in headers or ():
         if name == CE_SOURCE:
             run = _run(content)
         elif name == TRACEPARENT:
@@ -189,7 +190,8 @@ class _Packed(NamedTuple):
 
 def _lineage(message: Message) -> _Packed:
     packed = trace = None
-    for name, content in message.headers() or ():
+    headers: Any = message.headers()
+    for name, content in headers or ():
         if name == HEADER:
             packed = content
         elif name == TRACEPARENT:
