@@ -294,7 +294,8 @@ class StageLoop:
         reason = letter.reason
         value = message.value()
         own = (HEADER, _ERRORS)
-        kept = [(n, v) for n, v in message.headers() or () if not n.startswith(own)]
+        came: Any = message.headers()
+        kept = [(name, content) for name, content in came or () if not name.startswith(own)]
         size = len(value or b"") + len(message.key() or b"")
         size += sum(len(name) + len(content or b"") for name, content in kept)
         if size > self._letters.max_message_bytes - 4096:
