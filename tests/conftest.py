@@ -34,6 +34,15 @@ ADDRESS_VARIABLES = {
 }
 
 
+BUILDS_SECONDS = 1800  # with an empty cache Weaviate is built first, within its first test
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "weaviate" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(BUILDS_SECONDS))
+
+
 @pytest.fixture(scope="session")
 def servers_dir() -> Iterator[Path]:
     """The data folder of the session's own servers."""
