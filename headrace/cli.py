@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from headrace import __version__
 from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from headrace.config import Settings
 
 # name: (module:command, one line of help, which `headrace --help` shows without an import)
 COMMANDS = {
@@ -72,10 +75,12 @@ def headrace(
 ) -> None:
     """Raw text records on Kafka, enriched by independent groups, queryable in PostgreSQL."""
 
-    def load() -> Any:
+    def load(flags: Mapping[str, Any] | None = None) -> Settings:
+        """The settings in force, with a command's own flags over them."""
         from headrace import config, log
 
-        settings = config.load({"config": file, "project": project, "log.level": log_level})
+        own = {"config": file, "project": project, "log.level": log_level}
+        settings = config.load(own | dict(flags or {}))
         log.setup(settings)
         return settings
 
@@ -99,6 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read us has gone (`| head`); nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        for kind in type(error).__mro__:
+            if (server := _SERVERS.get(f"{kind.__module__}.{kind.__name__}")) is not None:
+                return _say(f"{server}: {error}")
+        raise
+
+
+# Errors of servers that nobody foresaw, by name: no import for them.
+_SERVERS = {"cimpl.KafkaException": "Kafka", "psycopg.OperationalError": "PostgreSQL"}
 
 
 def _say(message: str) -> int:
