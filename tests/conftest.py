@@ -24,7 +24,7 @@ from headrace.servers.local import KINDS
 from tests import containers
 
 if find_spec("tests.world"):
-    from tests.world import world  # noqa: F401
+    from tests.world import world, worlds  # noqa: F401
 
 THROWAWAY = servers.Tuning(throwaway=True)
 ADDRESS_VARIABLES = {
