@@ -1,0 +1,389 @@
+"""What is wrong, and what to do about each finding.
+
+A *finding* is wrong until somebody acts; a *note* is worth knowing and nothing is broken by it.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from headrace import platforms as platform_files
+from headrace.backlog import database, receipts
+from headrace.backlog.lag import Reader
+from headrace.backlog.model import GroupLag
+from headrace.config import Settings
+from headrace.errors import HeadraceError
+from headrace.schedule import duration_text
+from headrace.stream import clients, topics
+from headrace.stream.clients import Admin
+from headrace.stream.topology import Group, Topology
+
+PATIENCE_SECONDS = 10.0  # for a mirror to follow a store that works meanwhile
+_MINUTE = 60_000
+
+Offsets = dict[tuple[str, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str  # servers, topics, retention, lag, offsets, records, runs
+    what: str
+    do: str
+    level: Literal["finding", "note"] = "finding"
+
+    def __str__(self) -> str:
+        mark = "!" if self.level == "finding" else "·"
+        return f"{mark} {self.check}: {self.what}\n    → {self.do}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Invariant 1 for one stage: the records that reach it, and what has become of them."""
+
+    stage: str
+    records: int
+    ok: int
+    dropped: int
+    dead: int
+    pending: int
+    deferred: int  # part of pending
+    left_out: int  # part of pending: on topics that the stage does not read now
+
+    @property
+    def balanced(self) -> bool:
+        return self.ok + self.dropped + self.dead + self.pending == self.records
+
+    def __str__(self) -> str:
+        parts = f"{self.ok:,} ok + {self.dropped:,} dropped + {self.dead:,} dead"
+        sign = "=" if self.balanced else "≠"
+        return f"{self.stage}: {parts} + {self.pending:,} pending {sign} {self.records:,} records"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    findings: tuple[Finding, ...]
+    sums: tuple[Sums, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        return not any(finding.level == "finding" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "clean": self.clean,
+            "findings": [asdict(finding) for finding in self.findings],
+            "sums": [asdict(s) | {"balanced": s.balanced} for s in self.sums],
+        }
+
+
+def examine(settings: Settings) -> Diagnosis:
+    """Look at everything. What cannot be reached is a finding, never an error.
+
+    Raises ConfigError where the settings themselves or topics.yaml cannot be read.
+    """
+    found: list[Finding] = list(_weaviate(settings))
+    sums: list[Sums] = []
+    platform_files.load(settings)
+    with ExitStack() as stack:
+        lags: dict[str, GroupLag] = {}
+        reader: Reader | None = None
+        try:
+            reader = stack.enter_context(Reader(settings))
+            admin = stack.enter_context(clients.admin(settings))
+            found += _topics(settings, admin, reader.topology)
+            found += _retention(settings, admin, reader.topology)
+            lags = {lag.group: lag for lag in reader.read()}
+            found += _lag(lags.values())
+            found += _runs(settings)
+        except (HeadraceError, KafkaException) as error:
+            found.append(_unreachable("Kafka", error))
+        try:
+            with database.reading(settings) as connection:
+                sums += _sums(connection, reader.topology if reader else None, lags)
+                found += _unaccounted(sums, lags, reader.topology if reader else None)
+        except (HeadraceError, psycopg.Error) as error:
+            found.append(_unreachable("PostgreSQL", error))
+        else:
+            if reader is not None and lags:
+                found += _offsets(settings, reader)
+    return Diagnosis(tuple(found), tuple(sums))
+
+
+def _unreachable(server: str, error: Exception) -> Finding:
+    said = " ".join(str(error).split())
+    if "headrace migrate" in said:
+        return Finding("servers", said, "run `headrace migrate`")
+    do = "start the local servers with `headrace up`, or correct the address in the settings"
+    return Finding("servers", said if server in said else f"{server}: {said}", do)
+
+
+def _weaviate(settings: Settings) -> Iterator[Finding]:
+    """Asked only where it is configured: nothing waits for it otherwise."""
+    url = settings.weaviate.url
+    if not url:
+        return
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/v1/.well-known/ready", timeout=10):
+            return
+    except (OSError, ValueError) as error:
+        yield Finding(
+            "servers",
+            f"Weaviate does not answer at {url}: {error}",
+            "start it with `headrace up`, or correct weaviate.url",
+        )
+
+
+def _topics(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Finding]:
+    plan = topics.plan(settings, admin, wanted)
+    apply = "`headrace topics apply` makes it so"
+    if plan.create:
+        names = ", ".join(topic.name for topic in plan.create)
+        yield Finding("topics", f"missing: {names}", "`headrace topics apply` creates them")
+    for change in plan.alter:
+        yield Finding("topics", f"differs from topics.yaml: {change}", apply)
+    for change in plan.refused:
+        yield Finding("topics", str(change), "correct topics.yaml to what the broker has")
+    for name in plan.unknown:
+        yield Finding(
+            "topics", f"{name} is not in topics.yaml", "delete it if nobody needs it", level="note"
+        )
+
+
+def _retention(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Finding]:
+    """What the broker forgets of groups that rest, beside what they need."""
+    platforms = platform_files.load(settings)
+    rests = [
+        (when.longest_ms, f"{group} runs {when.text}")
+        for group in wanted.groups.values()
+        for when in wanted.schedules(group, platforms).values()
+        if not when.always
+    ]
+    kept = [
+        (topic.retention_ms, f"{topic.short} is kept {duration_text(topic.retention_ms)}")
+        for group in wanted.groups.values()
+        for topic in group.reads
+        if topic.retention_ms > 0
+    ]
+    broker = admin.broker_configs()
+    yield from broker_findings(broker, rests, kept)
+
+
+def broker_findings(
+    broker: Mapping[str, str],
+    rests: Sequence[tuple[int | None, str]],
+    kept: Sequence[tuple[int, str]],
+) -> Iterator[Finding]:
+    """Pure. `rests` are how long groups may rest (None: no bound), `kept` how long what they read
+    is kept, in milliseconds, each with its reason.
+
+    Offsets must outlast both: a group that was away for less must not begin again.
+    """
+    offsets = int(broker.get("offsets.retention.minutes", 10_080)) * _MINUTE
+    forever = int(broker.get("offsets.retention.minutes", 0)) >= 2**31 - 1
+    needs = [(2**62 if rest is None else rest, why) for rest, why in rests] + list(kept)
+    if needs and not forever:
+        need, why = max(needs)
+        if offsets < need:
+            yield Finding(
+                "retention",
+                f"the broker forgets the offsets of an empty group after {duration_text(offsets)},"
+                f" but {why}: a group that was away longer would begin again",
+                "set offsets.retention.minutes=2147483647 on the broker",
+            )
+    ids = int(broker.get("transactional.id.expiration.ms", 604_800_000))
+    longest = max((2**62 if rest is None else rest for rest, _ in rests), default=0)
+    if ids < min(longest, 2**31 - 1):
+        why = max((2**62 if rest is None else rest, why) for rest, why in rests)[1]
+        yield Finding(
+            "retention",
+            f"the broker forgets transactional ids after {duration_text(ids)}, but {why}",
+            "harmless, a new one is made; transactional.id.expiration.ms=2147483647 keeps them",
+            level="note",
+        )
+
+
+def _lag(lags: Iterable[GroupLag]) -> Iterator[Finding]:
+    for lag in lags:
+        if lag.state == "DATA_LOSS":
+            yield Finding(
+                "lag",
+                f"{lag.group}: {lag.reason}",
+                f"start it with `headrace run {lag.group}`: it goes on from what is there; publish"
+                " again what was lost",
+            )
+
+
+def _runs(settings: Settings) -> Iterator[Finding]:
+    for receipt in receipts.runs(settings).values():
+        if receipt.state in ("stopped", "failed") and receipt.superseded is None:
+            yield Finding(
+                "runs",
+                f"run {receipt.run} {receipt.state} after {receipt.records:,} records",
+                "`headrace publish` the same files again: it goes on where this run ended",
+                level="note",
+            )
+
+
+_STATUS = """
+SELECT s.stage, r.topic, s.status, o.outcome = 'deferred' AND o.root_topic_id = r.topic_id
+       AND o.root_offset = r."offset" AS deferred, count(*)
+FROM stage_status s
+JOIN records r ON r.id = s.record_id
+LEFT JOIN outcomes o ON o.record_id = s.record_id AND o.stage = s.stage
+GROUP BY 1, 2, 3, 4
+"""
+# Counted on its own, not through the view: what the four numbers must add up to.
+_RECORDS = """
+SELECT st.stage, count(*) FROM stage_topics st
+JOIN records r ON r.topic = st.topic AND NOT r.deleted GROUP BY 1
+"""
+
+
+def _sums(
+    connection: psycopg.Connection, topology: Topology | None, lags: Mapping[str, GroupLag]
+) -> list[Sums]:
+    counted = connection.execute("SELECT stage FROM stages ORDER BY stage").fetchall()
+    order = list(topology.groups) if topology else []
+    stages = sorted(
+        (stage for (stage,) in counted),
+        key=lambda stage: order.index(stage) if stage in order else len(order),
+    )
+    records: dict[str, int] = dict(connection.execute(_RECORDS).fetchall())
+    numbers: dict[str, dict[str, int]] = {stage: {} for stage in stages}
+    for stage, topic, status, deferred, count in connection.execute(_STATUS).fetchall():
+        mine = numbers.setdefault(stage, {})
+        mine[status] = mine.get(status, 0) + count
+        if status == "pending":
+            held = stage in lags and any(
+                p.topic == topic and p.held for p in lags[stage].partitions
+            )
+            part = "left_out" if held else "deferred" if deferred else "open"
+            mine[part] = mine.get(part, 0) + count
+    return [
+        Sums(
+            stage,
+            records=records.get(stage, 0),
+            ok=mine.get("ok", 0),
+            dropped=mine.get("dropped", 0),
+            dead=mine.get("dead", 0),
+            pending=mine.get("pending", 0),
+            deferred=mine.get("deferred", 0),
+            left_out=mine.get("left_out", 0),
+        )
+        for stage in stages
+        for mine in [numbers[stage]]
+    ]
+
+
+def _unaccounted(
+    sums: Sequence[Sums], lags: Mapping[str, GroupLag], topology: Topology | None
+) -> Iterator[Finding]:
+    """Invariant 1: the sums, and that every pending record is in somebody's backlog."""
+    for s in sums:
+        if not s.balanced:
+            yield Finding(
+                "records",
+                f"the sums do not agree: {s}",
+                "run `headrace migrate`; if it stays, this is a fault of the program: report it",
+            )
+    if topology is None or not lags:
+        return
+    for stage in topology.stages():
+        if stage.short not in {s.stage for s in sums}:
+            yield Finding(
+                "records",
+                f"PostgreSQL does not know stage {stage.short}",
+                "run `headrace migrate` after topics.yaml has changed",
+            )
+    # A stage's records are on their way while it, a stage above it or a store has work.
+    busy = any(not lag.caught_up for lag in lags.values())
+    for s in sums:
+        lost = s.pending - s.deferred - s.left_out
+        if lost and not busy and s.stage in lags:
+            yield Finding(
+                "records",
+                f"{s.stage}: {lost:,} records are pending, but nothing is left to read",
+                "publish their files once more with `headrace publish --again`;"
+                f" `headrace sql \"SELECT record_id FROM stage_status WHERE stage = '{s.stage}'"
+                " AND status = 'pending'\"` lists them",
+            )
+        if s.deferred:
+            yield Finding(
+                "records",
+                f"{s.stage}: {s.deferred:,} records are deferred and come back by redo",
+                "nothing, unless they should have come back by now",
+                level="note",
+            )
+        if s.dead:
+            yield Finding(
+                "records",
+                f"{s.stage}: {s.dead:,} records are dead",
+                '`headrace sql "SELECT reason, count(*) FROM dead_letters WHERE'
+                f' \\"group\\" = \'{s.stage}\' GROUP BY 1"` says why',
+                level="note",
+            )
+
+
+def _offsets(settings: Settings, reader: Reader) -> Iterator[Finding]:
+    """A store's own offsets beside their mirror in Kafka; a store at work is given time."""
+    with clients.admin(settings) as admin:
+        for group in reader.topology.stores():
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                own = _own_offsets(settings, admin, group)
+                mirror = admin.committed(group.name, own)
+                apart = {at: n for at, n in own.items() if n and mirror.get(at, 0) != n}
+                if not apart or time.monotonic() > deadline or not admin.members(group.name):
+                    break
+                time.sleep(0.5)
+            yield from mirror_findings(group.short, apart, mirror)
+
+
+def mirror_findings(group: str, apart: Offsets, mirror: Offsets) -> Iterator[Finding]:
+    """Pure. `apart` are the store's own offsets where the mirror says something else."""
+    behind = {at: n for at, n in apart.items() if mirror.get(at, 0) < n}
+    ahead = {at: n for at, n in apart.items() if mirror.get(at, 0) > n}
+
+    def where(some: Offsets) -> str:
+        (topic, partition), own = next(iter(some.items()))
+        shown = mirror.get((topic, partition), 0)
+        return f"{len(some)} partitions ({topic}/{partition}: {shown} there, {own} in the store)"
+
+    if behind:
+        yield Finding(
+            "offsets",
+            f"{group}: Kafka's mirror is behind PostgreSQL on {where(behind)}; the lag that is"
+            " shown is too large",
+            f"start it for a moment: `headrace run {group} --until-caught-up`",
+        )
+    if ahead:
+        yield Finding(
+            "offsets",
+            f"{group}: Kafka's mirror is ahead of PostgreSQL on {where(ahead)}, as after a restored"
+            " backup; the lag that is shown is too small",
+            f"nothing is lost: `headrace run {group}` goes on from where PostgreSQL stands",
+        )
+
+
+def _own_offsets(settings: Settings, admin: Admin, group: Group) -> Offsets:
+    """What PostgreSQL says of the topics as they are now; earlier incarnations do not count."""
+    names = [topic.name for topic in (*group.reads, group.redo)]
+    ids = admin.topic_ids(names)
+    with database.reading(settings) as connection:
+        rows = connection.execute(
+            'SELECT topic, partition, topic_id, next FROM offsets WHERE "group" = ANY(%s)',
+            [[group.short, group.name]],
+        ).fetchall()
+    return {
+        (topic, partition): following
+        for topic, partition, topic_id, following in rows
+        if ids.get(topic) == topic_id
+    }
