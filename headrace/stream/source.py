@@ -149,9 +149,20 @@ class Source:
             self._topic_ids = dict(self._admin.topic_ids())
         return self._topic_ids[topic]
 
-    def commit(self, cut: Cut) -> None:
-        """Mirrors a cut's position to Kafka, for a group whose home is elsewhere."""
-        self._consumer.commit(offsets=cut.offsets(), asynchronous=False)
+    def commit(self, positions: Mapping[Partition, int], *, wait: bool) -> None:
+        """Mirrors positions to Kafka, for a group whose home is elsewhere."""
+        offsets = [TopicPartition(*partition, offset) for partition, offset in positions.items()]
+        if wait:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        else:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+
+    def move(self, positions: Mapping[Partition, int]) -> None:
+        """Goes on from here, where the group's home says that it stands; what is not ours stays."""
+        for partition, offset in positions.items():
+            if partition in self._positions:
+                self._positions[partition] = offset
+                self._seek(partition, offset)
 
     def lag(self) -> dict[Partition, int]:
         """Messages after the last commit, as far as this member has heard (no request is made)."""

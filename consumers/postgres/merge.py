@@ -1,0 +1,154 @@
+"""What stands of a record in a stage after several outcomes came, in whatever order they came.
+
+The order of outcomes is (root revision, rank of the input, own rank, place in enriched.<stage>);
+the latest stands. `merge` is commutative and associative, so any order of arrival ends the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+NO_WHOLE = -1  # input_rank of a state that has parts only
+
+
+class Place(NamedTuple):
+    """Where a message stands: incarnation of its topic, partition, offset, time in milliseconds."""
+
+    topic_id: str
+    partition: int
+    offset: int
+    at: int
+
+    def after(self, other: Place) -> bool:
+        """Within an incarnation offsets decide (a key has one partition), else the time does."""
+        if self.topic_id == other.topic_id:
+            return self.offset > other.offset
+        return (self.at, self.topic_id) > (other.at, other.topic_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An ok result that is served while a later outcome is not ok."""
+
+    result: Mapping[str, Any]
+    version: str
+    rank: int
+    input_rank: int
+    root: Place
+    out: Place
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One row of table outcomes.
+
+    parts    name of a part → [input rank, rank, *place of its message]; its value is result[name]
+    earlier  the last ok result where the outcome is not ok itself
+    floor    the newest deletion that may be newer than an ok result still to come
+    """
+
+    record_id: str
+    stage: str
+    outcome: str
+    reason: str | None
+    result: Mapping[str, Any] | None
+    version: str
+    rank: int
+    input_rank: int
+    root: Place
+    input: tuple[str, int, int]
+    out: Place
+    at: str
+    parts: Mapping[str, list[Any]] | None = None
+    earlier: Served | None = None
+    floor: Place | None = None
+
+    @property
+    def served(self) -> Served | None:
+        if self.outcome != "ok":
+            return self.earlier
+        return Served(
+            self.result or {},
+            self.version,
+            self.rank,
+            self.input_rank,
+            self.root,
+            self.out,
+            self.at,
+        )
+
+
+def later(one: State | Served, other: State | Served) -> bool:
+    """Whether `one` comes after `other` in the order of outcomes."""
+    if not _same_place(one.root, other.root):
+        return one.root.after(other.root)
+    ranks, others = (one.input_rank, one.rank), (other.input_rank, other.rank)
+    return ranks > others if ranks != others else one.out.after(other.out)
+
+
+def merge(stored: State, came: State) -> State:
+    """Both in one; `stored` itself where nothing changes."""
+    if (stored.parts or came.parts) and _same_place(stored.root, came.root):
+        top = _with_parts(stored, came)
+        low = None
+    else:
+        top, low = (came, stored) if later(came, stored) else (stored, came)
+    if top.outcome == "ok":
+        earlier = floor = None
+    else:
+        floor = _latest_floor(stored, came)
+        offered = [stored.earlier, came.earlier] if low is None else [top.earlier, low.served]
+        earlier = None
+        for candidate in offered:
+            if candidate is None or (floor and not candidate.root.after(floor)):
+                continue
+            if earlier is None or later(candidate, earlier):
+                earlier = candidate
+    if top.earlier is not earlier or top.floor is not floor:
+        top = replace(top, earlier=earlier, floor=floor)
+    return stored if top == stored else top
+
+
+def _same_place(one: Place, other: Place) -> bool:
+    return one.topic_id == other.topic_id and one.offset == other.offset
+
+
+def _latest_floor(one: State, other: State) -> Place | None:
+    floor = None
+    for state in (one, other):
+        own = state.root if state.outcome == "deleted" else state.floor
+        if own is not None and (floor is None or own.after(floor)):
+            floor = own
+    return floor
+
+
+def _with_parts(one: State, other: State) -> State:
+    """The later whole outcome of a revision, with the parts that are later still."""
+    base, rest = (one, other) if later(one, other) else (other, one)
+    parts: dict[str, list[Any]] = {}
+    values: dict[str, Any] = {}
+    for state in (rest, base):
+        for name, order in (state.parts or {}).items():
+            if base.input_rank != NO_WHOLE and not _later_part(order, _order(base)):
+                continue
+            if name in parts and not _later_part(order, parts[name]):
+                continue
+            parts[name], values[name] = order, (state.result or {}).get(name)
+    if not parts:
+        return base
+    # A base that is not ok leaves the parts alone to stand; its place in the order is kept.
+    result = {**(base.result or {}), **values}
+    return replace(base, outcome="ok", reason=None, result=result, parts=parts)
+
+
+def _order(state: State) -> list[Any]:
+    return [state.input_rank, state.rank, *state.out]
+
+
+def _later_part(one: list[Any], other: list[Any]) -> bool:
+    if one[:2] != other[:2]:
+        return one[:2] > other[:2]
+    return Place(*one[2:]).after(Place(*other[2:]))

@@ -1,0 +1,395 @@
+"""Messages to rows. Pure: a batch of messages in, what it says in the end out.
+
+Of several messages about one thing the batch keeps what stands after all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+from confluent_kafka import Message
+
+from consumers.postgres.merge import NO_WHOLE, Place, State, merge
+from headrace.config import Settings
+from headrace.stream import schemas
+from headrace.stream.decode import Fault
+from headrace.stream.topology import Group, Topic, Topology
+from headrace.stream.wire import CE_SOURCE, HEADER, run_of
+
+OUTCOMES = frozenset({"ok", "drop", "dead", "deleted", "deferred"})
+_ERRORS = "__connect.errors."
+_REASON = 500  # characters
+_LINEAGE = re.compile(
+    r"([^;:]+):(\d+):(\d+):(-?\d+);([^;]*);(\d+);(\d+);([^;]*);(.+):(\d+):(\d+)",
+    re.ASCII | re.DOTALL,
+)
+
+
+class Raw(NamedTuple):
+    """A record's newest revision in the batch; `text` is the message's value."""
+
+    value: Mapping[str, Any]
+    text: bytes
+    topic: str
+    place: Place
+    run: str
+
+
+class Letter(NamedTuple):
+    """A row of dead_letters. `at` in milliseconds."""
+
+    group: str
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    error: str
+    at: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, str]
+
+
+class Receipt(NamedTuple):
+    value: Mapping[str, Any]
+    place: Place
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a batch of messages says. `own` are the letters of this group among `letters`."""
+
+    records: dict[str, Raw] = field(default_factory=dict)
+    outcomes: dict[tuple[str, str], State] = field(default_factory=dict)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    letters: list[Letter] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)
+
+
+Read = Callable[[Message, Batch], None]
+
+
+class Reader:
+    """Reads what the group reads. `topic_id` gives Kafka's UUID of a topic, by full name."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        group: Group,
+        topic_id: Callable[[str], str],
+    ) -> None:
+        self._settings = settings
+        self._topology = topology
+        self._group = group
+        self._topic_id = topic_id
+        self._checks: dict[str, Callable[[Any], None]] = {}
+        self._reads: dict[str, Read] = {topic.name: self._read_for(topic) for topic in group.reads}
+        self._reads[group.redo.name] = self._redo
+
+    def read(self, messages: Iterable[Message]) -> Batch:
+        batch = Batch()
+        reads = self._reads
+        for message in messages:
+            try:
+                reads[message.topic()](message, batch)  # type: ignore[index]
+            except Fault as fault:
+                self.bury(batch, message, "Undecodable", str(fault))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                # Nothing that a schema lets pass, but a topic may have none.
+                self.bury(batch, message, type(error).__name__, f"it cannot be read: {error}")
+        return batch
+
+    def bury(self, batch: Batch, message: Message, error: str, reason: str) -> None:
+        """Make a message a dead letter of this group's own, at the place where it stood first."""
+        topic, partition, offset = str(message.topic()), _int(message.partition()), _offset(message)
+        headers = _headers(message)
+        if topic == self._group.redo.name:
+            for name, content in headers:
+                found = _match(content) if name == HEADER else None
+                if found is not None:
+                    topic, partition, offset = found[9], int(found[10]), int(found[11])
+        reason = reason[:_REASON]
+        batch.own.append(reason)
+        batch.letters.append(
+            Letter(
+                self._group.short,
+                topic,
+                partition,
+                offset,
+                reason,
+                error,
+                message.timestamp()[1],
+                message.key(),
+                message.value(),
+                {name: _printable(content) for name, content in headers},
+            )
+        )
+
+    def _read_for(self, topic: Topic) -> Read:
+        if topic.is_raw:
+            return self._raw(topic)
+        stage = self._topology.stage_of(topic)
+        if stage is not None:
+            return self._enriched(topic, stage.short)
+        if topic.short == "runs":
+            return self._receipt(topic)
+        owner = self._topology.group_of(topic)
+        if owner is None or topic != owner.dlt:
+            raise ValueError(f"{self._group.short} cannot store what stands on {topic.short}")
+        return self._letter(owner.short)
+
+    # -- one kind of topic each
+
+    def _raw(self, topic: Topic) -> Read:
+        check, name, topic_id = self._check(topic), topic.name, self._topic_id
+
+        def read(message: Message, batch: Batch) -> None:
+            value, text = _json(message)
+            check(value)
+            run = ""
+            for header, content in _headers(message):
+                if header == CE_SOURCE:
+                    run = run_of(_printable(content))
+            place = Place(
+                topic_id(name),
+                message.partition(),  # type: ignore[arg-type]
+                message.offset(),  # type: ignore[arg-type]
+                message.timestamp()[1],
+            )
+            _keep_record(batch, message, Raw(value, text, name, place, run))
+
+        return read
+
+    def _enriched(self, topic: Topic, stage: str) -> Read:
+        check, name, topic_id = self._check(topic), topic.name, self._topic_id
+
+        def read(message: Message, batch: Batch) -> None:
+            value, _ = _json(message)
+            check(value)
+            lineage = _lineage(message)
+            out = Place(
+                topic_id(name),
+                message.partition(),  # type: ignore[arg-type]
+                message.offset(),  # type: ignore[arg-type]
+                message.timestamp()[1],
+            )
+            _keep_outcome(batch, message, stage, value, lineage, out)
+
+        return read
+
+    def _receipt(self, topic: Topic) -> Read:
+        check, name = self._check(topic), topic.name
+
+        def read(message: Message, batch: Batch) -> None:
+            if message.value() is None:
+                return  # a receipt that was removed; its row stays
+            value, _ = _json(message)
+            check(value)
+            if value.get("type") != "run":
+                return  # a progress note, of use to publishers only
+            place = Place(
+                self._topic_id(name), _int(message.partition()), _offset(message),
+                message.timestamp()[1],
+            )  # fmt: skip
+            stands = batch.receipts.get(value["run"])
+            if stands is None or place.after(stands.place):
+                batch.receipts[value["run"]] = Receipt(value, place)
+
+        return read
+
+    def _letter(self, group: str) -> Read:
+        def read(message: Message, batch: Batch) -> None:
+            headers = {name: _printable(content) for name, content in _headers(message)}
+            said = {n.removeprefix(_ERRORS): v for n, v in headers.items() if n.startswith(_ERRORS)}
+            try:
+                partition, offset = int(said["partition"]), int(said["offset"])
+                topic = said["topic"]
+            except (KeyError, ValueError):
+                raise Fault("it is no dead letter: its headers do not say where it stood") from None
+            batch.letters.append(
+                Letter(
+                    group,
+                    topic,
+                    partition,
+                    offset,
+                    said.get("exception.message", ""),
+                    said.get("exception.class.name", ""),
+                    message.timestamp()[1],
+                    message.key(),
+                    message.value(),
+                    headers,
+                )
+            )
+
+        return read
+
+    def _redo(self, message: Message, batch: Batch) -> None:
+        """A raw record or an outcome once more, as of the place where it stood first."""
+        root, run, input_rank, _, _, (name, partition, offset) = lineage = _lineage(message)
+        topic = self._topology.by_name(name)
+        stage = self._topology.stage_of(topic) if topic else None
+        if topic is None or not (topic.is_raw or stage):
+            raise Fault(f"its header {HEADER} names a topic that is not stored: {name}"[:_REASON])
+        value, text = _json(message)
+        self._check(topic)(value)
+        if stage is None:
+            _keep_record(batch, message, Raw(value, text, name, root, run))
+            return
+        # What a store reads has the rank that it was written with; what its own input was is lost.
+        out = Place(self._topic_id(name), partition, offset, message.timestamp()[1])
+        known = lineage._replace(input_rank=0, rank=input_rank)
+        _keep_outcome(batch, message, stage.short, value, known, out)
+
+    def _check(self, topic: Topic) -> Callable[[Any], None]:
+        name = topic.schema
+        if name is None:
+            return _no_check
+        if name not in self._checks:
+            validator = schemas.validator(self._settings, name, tolerant=True)
+
+            def check(value: Any) -> None:
+                if not validator.is_valid(value):
+                    raise Fault(
+                        f"it does not fit its schema: {schemas.complaint(validator, value)}"
+                    )
+
+            self._checks[name] = check
+        return self._checks[name]
+
+
+class Lineage(NamedTuple):
+    root: Place
+    run: str
+    input_rank: int
+    rank: int
+    parts: str
+    input: tuple[str, int, int]
+
+
+def _keep_record(batch: Batch, message: Message, raw: Raw) -> None:
+    record_id = raw.value["id"]
+    if message.key() != record_id.encode():
+        raise Fault("its key is not the record's id")
+    stands = batch.records.get(record_id)
+    if stands is None or raw.place.after(stands.place):
+        batch.records[record_id] = raw
+
+
+def _keep_outcome(
+    batch: Batch,
+    message: Message,
+    stage: str,
+    value: Mapping[str, Any],
+    lineage: Lineage,
+    out: Place,
+) -> None:
+    record_id, outcome, result = value["id"], value["outcome"], value.get("result")
+    if message.key() != record_id.encode():
+        raise Fault("its key is not the record's id")
+    if outcome not in OUTCOMES or value["stage"] != stage:
+        raise Fault(f"it is no outcome of stage {stage}")
+    if outcome != "ok":
+        result = None
+    elif not isinstance(result, dict):
+        raise Fault("it is an outcome `ok` without a result")
+    input_rank, parts = lineage.input_rank, None
+    if lineage.parts and result is not None:
+        order = [lineage.input_rank, lineage.rank, *out]
+        parts = dict.fromkeys(lineage.parts.split(","), order)
+        result = {name: result.get(name) for name in parts}
+        input_rank = NO_WHOLE
+    state = State(
+        record_id,
+        stage,
+        outcome,
+        value.get("reason"),
+        result,
+        value["version"],
+        lineage.rank,
+        input_rank,
+        lineage.root,
+        lineage.input,
+        out,
+        value["at"],
+        parts,
+        None,
+        lineage.root if outcome == "deleted" else None,
+    )
+    key = (record_id, stage)
+    stands = batch.outcomes.get(key)
+    batch.outcomes[key] = state if stands is None else merge(stands, state)
+
+
+def _json(message: Message) -> tuple[Any, bytes]:
+    text = message.value()
+    if text is None:
+        raise Fault("it has no value (a deletion is a record with `deleted: true`)")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Fault(f"its value is not JSON: {error}") from None
+    if b"\\u0000" in text and _has_nul(value):
+        raise Fault("it holds a NUL character, which PostgreSQL cannot store")
+    return value, text
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in name or _has_nul(part) for name, part in value.items())
+    return isinstance(value, list) and any(map(_has_nul, value))
+
+
+def _lineage(message: Message) -> Lineage:
+    for name, content in _headers(message):
+        if name == HEADER:
+            found = _match(content)
+            if found is None:
+                raise Fault(f"its header {HEADER} cannot be read")
+            a, b, c, d, run, input_rank, rank, parts, topic, partition, offset = found.groups()
+            return Lineage(
+                Place(a, int(b), int(c), int(d)),
+                run,
+                int(input_rank),
+                int(rank),
+                parts,
+                (topic, int(partition), int(offset)),
+            )
+    raise Fault(f"it has no header {HEADER}: it is not from one of our groups")
+
+
+def _match(packed: bytes | str | None) -> re.Match[str] | None:
+    try:
+        text = packed.decode() if isinstance(packed, bytes) else packed or ""
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else _LINEAGE.fullmatch(text)
+
+
+def _printable(content: bytes | str | None) -> str:
+    """A header's content as text that PostgreSQL takes."""
+    text = content.decode(errors="replace") if isinstance(content, bytes) else content or ""
+    return text.replace("\0", "\ufffd")
+
+
+def _headers(message: Message) -> list[tuple[str, bytes | str | None]]:
+    return message.headers() or []  # type: ignore[return-value]
+
+
+def _int(number: int | None) -> int:
+    return -1 if number is None else number
+
+
+def _offset(message: Message) -> int:
+    return _int(message.offset())
+
+
+def _no_check(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise Fault("its value is not a JSON object")

@@ -1,0 +1,420 @@
+"""A read batch into the tables. Everything happens in the caller's transaction.
+
+resolve  names to ids of dim_*, before the transaction: rows of dim_* are of use to everybody
+records  COPY into a temporary table, ordered upsert where newer
+outcomes COPY into a temporary table, ordered insert; what stands already is locked, merged in
+         Python by the one `merge`, and updated; mentions follow what is served
+receipts, dead letters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import psycopg
+
+from consumers.postgres.merge import Place, Served, State, merge
+from consumers.postgres.reading import Batch, Letter, Raw, Receipt
+from headrace.slug import slug
+from headrace.stores.copying import NULL, copy, escaped
+from headrace.stores.dimensions import Dimension
+
+_NAME = 500  # characters of a name in dim_*
+
+RECORD = (
+    "id", "kind", "platform_id", "native_id", "text", "title", "author_id", "community_id", "url",
+    "created_at", "lang", "metrics", "value", "run_id", "topic", "topic_id", "partition", "offset",
+    "appended", "deleted",
+)  # fmt: skip
+OUTCOME = (
+    "record_id", "stage", "outcome", "reason", "result", "version", "rank", "input_rank",
+    "root_topic_id", "root_partition", "root_offset", "root_appended", "input_topic",
+    "input_partition", "input_offset", "out_topic_id", "out_partition", "out_offset",
+    "out_appended", "at", "parts", "earlier", "floor",
+)  # fmt: skip
+MENTION = (
+    "record_id", "stage", "start", "end", "text", "name", "type", "method", "confidence",
+    "place_id", "revision", "version",
+)  # fmt: skip
+
+
+def _listed(columns: Iterable[str], prefix: str = "") -> str:
+    return ", ".join(f'{prefix}"{column}"' for column in columns)
+
+
+# Without constraints or defaults: a row that does not fit fails where it matters.
+_TEMPORARY = f"""
+CREATE TEMPORARY TABLE incoming_records ON COMMIT DELETE ROWS AS
+  SELECT {_listed(RECORD)} FROM records WITH NO DATA;
+CREATE TEMPORARY TABLE incoming_outcomes ON COMMIT DELETE ROWS AS
+  SELECT {_listed(OUTCOME)} FROM outcomes WITH NO DATA;
+CREATE TEMPORARY TABLE merged_outcomes ON COMMIT DELETE ROWS AS
+  SELECT {_listed(OUTCOME)} FROM outcomes WITH NO DATA;
+"""
+_EMPTY = "TRUNCATE incoming_records, incoming_outcomes, merged_outcomes"
+
+_UPSERT_RECORDS = f"""
+INSERT INTO records AS r ({_listed(RECORD)})
+SELECT {_listed(RECORD)} FROM incoming_records ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+  {", ".join(f'"{column}" = excluded."{column}"' for column in RECORD[1:])}, updated_at = now()
+WHERE newer(excluded.topic_id, excluded."offset", excluded.appended,
+            r.topic_id, r."offset", r.appended)
+"""
+
+_INSERT_OUTCOMES = f"""
+INSERT INTO outcomes ({_listed(OUTCOME)})
+SELECT {_listed(OUTCOME)} FROM incoming_outcomes ORDER BY record_id, stage
+ON CONFLICT DO NOTHING
+RETURNING record_id, stage
+"""
+
+_STANDING = f"""
+SELECT {_listed(OUTCOME, "o.")}
+FROM outcomes o
+JOIN unnest(%s::text[], %s::text[]) AS asked (record_id, stage)
+  ON asked.record_id = o.record_id AND asked.stage = o.stage
+ORDER BY o.record_id, o.stage
+FOR UPDATE OF o
+"""
+
+_UPDATE_OUTCOMES = f"""
+UPDATE outcomes o SET
+  {", ".join(f'"{column}" = m."{column}"' for column in OUTCOME[2:])}, stored_at = now()
+FROM merged_outcomes m
+WHERE o.record_id = m.record_id AND o.stage = m.stage
+"""
+
+_DELETE_MENTIONS = """
+DELETE FROM entity_mentions m
+USING unnest(%s::text[], %s::text[]) AS gone (record_id, stage)
+WHERE m.record_id = gone.record_id AND m.stage = gone.stage
+"""
+
+_DELETE_REDO = """
+DELETE FROM redo r USING incoming_outcomes i WHERE r."group" = i.stage AND r.record_id = i.record_id
+"""
+
+_UPSERT_RUN = """
+INSERT INTO runs AS r (run, state, platform, kind, started_at, ended_at, records, rejected, receipt,
+                       topic_id, "offset", appended)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s)
+ON CONFLICT (run) DO UPDATE SET
+  state = excluded.state, platform = excluded.platform, kind = excluded.kind,
+  started_at = excluded.started_at, ended_at = excluded.ended_at, records = excluded.records,
+  rejected = excluded.rejected, receipt = excluded.receipt, topic_id = excluded.topic_id,
+  "offset" = excluded."offset", appended = excluded.appended, updated_at = now()
+WHERE newer(excluded.topic_id, excluded."offset", excluded.appended,
+            r.topic_id, r."offset", r.appended)
+"""
+
+# A message that dies again after a redo is the same dead letter, with its latest reason.
+_UPSERT_LETTER = """
+INSERT INTO dead_letters AS d ("group", record_key, topic, partition, "offset", reason, exception,
+                               at, key, value, headers)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb)
+ON CONFLICT ("group", topic, partition, "offset") DO UPDATE SET
+  reason = excluded.reason, exception = excluded.exception, at = excluded.at,
+  headers = excluded.headers
+WHERE excluded.at > d.at
+"""
+
+
+class Writer:
+    def __init__(self) -> None:
+        self._platforms = Dimension("dim_platform", {"name": "text"})
+        own = {"platform_id": "smallint", "name": "text"}
+        self._authors = Dimension("dim_author", own)
+        self._communities = Dimension("dim_community", own, {"slug": "text"})
+        self._places = Dimension("dim_place", {"name": "text"})
+        self._runs = Dimension("dim_run", {"run": "text"})
+
+    def open(self, connection: psycopg.Connection) -> None:
+        """Call once a connection, outside a transaction."""
+        with connection.transaction():
+            connection.execute(_TEMPORARY.encode())
+
+    def forget(self) -> None:
+        """For after a rollback."""
+        for dimension in (
+            self._platforms, self._authors, self._communities, self._places, self._runs
+        ):  # fmt: skip
+            dimension.forget()
+
+    def resolve(self, connection: psycopg.Connection, batch: Batch) -> None:
+        """Make the ids known of every name in the batch."""
+        raws = [raw for raw in batch.records.values() if not raw.value.get("deleted")]
+        self._platforms.resolve(
+            connection, {(raw.value["platform"],) for raw in batch.records.values()}
+        )
+        self._runs.resolve(connection, {(raw.run,) for raw in batch.records.values() if raw.run})
+        authors, communities = set(), set()
+        for raw in raws:
+            platform = self._platforms[(raw.value["platform"],)]
+            if author := raw.value.get("author"):
+                authors.add((platform, author[:_NAME]))
+            if community := _community(raw.value):
+                communities.add((platform, *community))
+        self._authors.resolve(connection, authors)
+        self._communities.resolve(connection, communities)
+        self._places.resolve(
+            connection,
+            {
+                (mention["name"][:_NAME],)
+                for state in batch.outcomes.values()
+                for mention in _mentions(state.served)
+                if mention["type"] == "place"
+            },
+        )
+
+    def write(self, connection: psycopg.Connection, batch: Batch, *, again: bool = False) -> None:
+        """Write the batch, resolved before. `again`: not the first of this transaction."""
+        if again:
+            connection.execute(_EMPTY)
+        if batch.records:
+            lines = (self._record(record_id, raw) for record_id, raw in batch.records.items())
+            copy(connection, "incoming_records", RECORD, lines)
+            connection.execute(_UPSERT_RECORDS.encode())
+        if batch.outcomes:
+            self._write_outcomes(connection, batch.outcomes)
+        with connection.cursor() as cursor:
+            if batch.receipts:
+                cursor.executemany(_UPSERT_RUN, [_run_row(r) for r in batch.receipts.values()])
+            if batch.letters:
+                cursor.executemany(_UPSERT_LETTER, list(map(_letter_row, batch.letters)))
+
+    # -- outcomes
+
+    def _write_outcomes(
+        self, connection: psycopg.Connection, came: Mapping[tuple[str, str], State]
+    ) -> None:
+        copy(connection, "incoming_outcomes", OUTCOME, map(_outcome, came.values()))
+        inserted = connection.execute(_INSERT_OUTCOMES.encode()).fetchall()
+        connection.execute(_DELETE_REDO)
+        served: Iterable[State] = came.values()
+        if len(inserted) < len(came):
+            rest = came.keys() - set(inserted)
+            served = [came[key] for key in inserted]
+            served += self._merge_outcomes(connection, [came[key] for key in rest])
+        copy(
+            connection,
+            "entity_mentions",
+            MENTION,
+            (line for state in served for line in self._mention_lines(state)),
+        )
+
+    def _merge_outcomes(self, connection: psycopg.Connection, came: Sequence[State]) -> list[State]:
+        """Merge into rows that stand; returns those whose mentions are now to be written."""
+        standing = {
+            (state.record_id, state.stage): state
+            for state in map(_stored, connection.execute(_STANDING.encode(), _keys(came)))
+        }
+        merged, renewed = [], []
+        for state in came:
+            before = standing[state.record_id, state.stage]
+            after = merge(before, state)
+            if after is before:
+                continue
+            merged.append(after)
+            if after.served != before.served:
+                renewed.append(after)
+        if merged:
+            copy(connection, "merged_outcomes", OUTCOME, map(_outcome, merged))
+            connection.execute(_UPDATE_OUTCOMES.encode())
+        if renewed:
+            connection.execute(_DELETE_MENTIONS, _keys(renewed))
+        return renewed
+
+    def _mention_lines(self, state: State) -> Iterator[str]:
+        served = state.served
+        mentions = _mentions(served)
+        if served is None or not mentions:
+            return
+        root = served.root
+        head = f"{escaped(state.record_id)}\t{state.stage}"
+        tail = (
+            f"{root.topic_id}:{root.partition}:{root.offset}:{root.at}\t{escaped(served.version)}"
+        )
+        for mention in mentions:
+            kind, name, confidence = mention["type"], mention["name"], mention.get("confidence")
+            place: int | str = self._places[(name[:_NAME],)] if kind == "place" else NULL
+            yield (
+                f"{head}\t{mention['start']}\t{mention['end']}\t{escaped(mention['text'])}"
+                f"\t{escaped(name)}\t{escaped(kind)}\t{escaped(mention.get('method'))}"
+                f"\t{NULL if confidence is None else confidence}\t{place}\t{tail}"
+            )
+
+    # -- records
+
+    def _record(self, record_id: str, raw: Raw) -> str:
+        value, place = raw.value, raw.place
+        platform = self._platforms[(value["platform"],)]
+        run: int | str = self._runs[(raw.run,)] if raw.run else NULL
+        head = f"{escaped(record_id)}\t{escaped(value['kind'])}\t{platform}"
+        tail = (
+            f"{run}\t{raw.topic}\t{place.topic_id}\t{place.partition}\t{place.offset}\t{place.at}"
+        )
+        if value.get("deleted") is True:
+            return f"{head}{_NOTHING}\t{tail}\tt"
+        get = value.get
+        author, community, metrics = get("author"), _community(value), get("metrics")
+        title, text = get("title"), get("text")
+        if value["kind"] == "community":
+            title, text = title or get("name"), text or get("description")
+            metrics = metrics or {name: get(name) for name in _COUNTS if name in value}
+        author_id: int | str = self._authors[(platform, author[:_NAME])] if author else NULL
+        community_id: int | str = self._communities[(platform, community[0])] if community else NULL
+        return (
+            f"{head}\t{escaped(get('native_id'))}\t{escaped(text)}\t{escaped(title)}\t{author_id}"
+            f"\t{community_id}\t{escaped(get('url'))}\t{get('created_at') or NULL}"
+            f"\t{escaped(get('lang'))}"
+            f"\t{NULL if metrics is None else escaped(orjson.dumps(metrics).decode())}"
+            f"\t{escaped(raw.text.decode())}\t{tail}\tf"
+        )
+
+
+_NOTHING = f"\t{NULL}" * 10  # native_id to value
+_COUNTS = ("posts", "authors", "comments")
+
+
+def _community(value: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Name and slug of the community that a record is of, or is."""
+    name = value.get("name") if value["kind"] == "community" else value.get("community")
+    if not name:
+        return None
+    own = value.get("slug") if value["kind"] == "community" else None
+    return name[:_NAME], (own or slug(name) or name)[:_NAME]
+
+
+def _mentions(served: Served | None) -> Sequence[Mapping[str, Any]]:
+    if served is None:
+        return ()
+    found = served.result.get("entities")
+    return found if isinstance(found, list) else ()
+
+
+def _keys(states: Iterable[State]) -> list[list[str]]:
+    ordered = sorted((state.record_id, state.stage) for state in states)
+    return [[key[0] for key in ordered], [key[1] for key in ordered]]
+
+
+# -- State ↔ row
+
+_NO_RARE = "\t".join([NULL] * 3)
+
+
+def _outcome(state: State) -> str:
+    root, out, parts, earlier, floor = (
+        state.root, state.out, state.parts, state.earlier, state.floor
+    )  # fmt: skip
+    topic, partition, offset = state.input
+    result = NULL if state.result is None else _json(state.result)
+    rare = _NO_RARE
+    if parts is not None or earlier is not None or floor is not None:
+        kept = (parts, _earlier(earlier), floor and list(floor))
+        rare = "\t".join(NULL if value is None else _json(value) for value in kept)
+    return (
+        f"{escaped(state.record_id)}\t{state.stage}\t{state.outcome}\t{escaped(state.reason)}"
+        f"\t{result}\t{escaped(state.version)}\t{state.rank}\t{state.input_rank}"
+        f"\t{root.topic_id}\t{root.partition}\t{root.offset}\t{root.at}"
+        f"\t{topic}\t{partition}\t{offset}"
+        f"\t{out.topic_id}\t{out.partition}\t{out.offset}\t{out.at}\t{escaped(state.at)}\t{rare}"
+    )
+
+
+def _stored(row: Sequence[Any]) -> State:
+    """A row of outcomes, columns as in OUTCOME."""
+    (
+        record_id, stage, outcome, reason, result, version, rank, input_rank, root_topic_id,
+        root_partition, root_offset, root_appended, input_topic, input_partition, input_offset,
+        out_topic_id, out_partition, out_offset, out_appended, at, parts, earlier, floor,
+    ) = row  # fmt: skip
+    return State(
+        record_id,
+        stage,
+        outcome,
+        reason,
+        result,
+        version,
+        rank,
+        input_rank,
+        Place(root_topic_id, root_partition, root_offset, root_appended),
+        (input_topic, input_partition, input_offset),
+        Place(out_topic_id, out_partition, out_offset, out_appended),
+        _time(at),
+        parts,
+        _served(earlier),
+        Place(*floor) if floor else None,
+    )
+
+
+def _earlier(served: Served | None) -> dict[str, Any] | None:
+    """As column outcomes.earlier keeps it; the views read it."""
+    if served is None:
+        return None
+    topic_id, partition, offset, appended = served.root
+    return {
+        "result": served.result,
+        "version": served.version,
+        "rank": served.rank,
+        "input_rank": served.input_rank,
+        "topic_id": topic_id,
+        "partition": partition,
+        "offset": offset,
+        "appended": appended,
+        "out": list(served.out),
+        "at": served.at,
+    }
+
+
+def _served(kept: Mapping[str, Any] | None) -> Served | None:
+    if kept is None:
+        return None
+    root = Place(kept["topic_id"], kept["partition"], kept["offset"], kept["appended"])
+    out = Place(*kept["out"])
+    return Served(
+        kept["result"], kept["version"], kept["rank"], kept["input_rank"], root, out, kept["at"]
+    )
+
+
+def _json(value: Any) -> str:
+    return escaped(orjson.dumps(value).decode())
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _run_row(receipt: Receipt) -> tuple[Any, ...]:
+    value, place = receipt
+    columns = ("state", "platform", "kind", "started_at", "ended_at", "records", "rejected")
+    return (
+        value["run"],
+        *(value.get(column) for column in columns),
+        orjson.dumps(value).decode(),
+        place.topic_id,
+        place.offset,
+        place.at,
+    )
+
+
+def _letter_row(letter: Letter) -> tuple[Any, ...]:
+    key = (
+        None if letter.key is None else letter.key.decode(errors="replace").replace("\0", "\ufffd")
+    )
+    return (
+        letter.group,
+        None if key is None else key[:_NAME],
+        letter.topic.replace("\0", "\ufffd"),
+        letter.partition,
+        letter.offset,
+        letter.reason,
+        letter.error,
+        datetime.fromtimestamp(max(letter.at, 0) / 1000, UTC),
+        letter.key,
+        letter.value,
+        orjson.dumps(letter.headers).decode(),
+    )
