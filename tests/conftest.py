@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,9 +21,9 @@ from headrace.servers import docker
 from headrace.servers.guard import throwaway_folder
 from headrace.servers.local import KINDS
 from tests import containers
+from tests.world import world, worlds
 
-if find_spec("tests.world"):
-    from tests.world import world, worlds  # noqa: F401
+__all__ = ["world", "worlds"]  # fixtures of tests/world.py
 
 THROWAWAY = servers.Tuning(throwaway=True)
 ADDRESS_VARIABLES = {
