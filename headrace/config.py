@@ -129,9 +129,9 @@ class Settings(Section):
         if own.exists():
             return own
         if named == Settings.model_fields[name].default:
-            for shipped in (_PACKAGE.parent / named, _PACKAGE / "shipped" / named):
-                if shipped.exists():
-                    return shipped.resolve()
+            found = shipped(named)
+            if found is not None:
+                return found
         raise ConfigError(f"{name}: {own} does not exist; correct the setting {name} or create it")
 
     def under(self, path: Path) -> Path:
@@ -142,6 +142,14 @@ class Settings(Section):
 _PACKAGE = Path(__file__).resolve().parent
 _PREFIX = "HEADRACE_"
 _FILE_VARIABLE = "HEADRACE_CONFIG"
+
+
+def shipped(path: Path) -> Path | None:
+    """What comes with Headrace under this relative path: the clone's, else the installed one."""
+    for candidate in (_PACKAGE.parent / path, _PACKAGE / "shipped" / path):
+        if candidate.exists():
+            return candidate.resolve()
+    return None
 
 
 def load(flags: Mapping[str, Any] | None = None) -> Settings:

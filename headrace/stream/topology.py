@@ -105,6 +105,7 @@ class Topology:
     groups: dict[str, Group]  # by short name, in the order of topics.yaml
     modes: dict[str, tuple[str, ...]]
     platforms: tuple[str, ...]
+    default_batch: Batch
     _by_name: dict[str, Topic]
 
     def group(self, short: str) -> Group:
@@ -335,7 +336,8 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
             if member not in groups:
                 raise document.error(("modes", mode), f"there is no group {member}")
     by_name = {topic.name: topic for topic in topics.values()}
-    return Topology(project, topics, groups, modes, platforms, by_name)
+    default_batch = Batch(**(_given(_BATCH) | _given(file.group_defaults.batch)))
+    return Topology(project, topics, groups, modes, platforms, default_batch, by_name)
 
 
 def _fill(
