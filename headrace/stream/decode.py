@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -17,26 +18,26 @@ from headrace.config import Settings
 from headrace.stream import schemas
 from headrace.stream.stage import Outcome, Record, deferred, drop
 from headrace.stream.topology import Group, Topic, Topology
-from headrace.stream.wire import CE_SOURCE, HEADER, TRACEPARENT, Lineage
+from headrace.stream.wire import CE_SOURCE, HEADER, TRACEPARENT, Lineage, run_of
 
 DELETED = Outcome("deleted")
 UPSTREAM = drop("upstream")
 NOT_YET = deferred("upstream")
 
 _OUTCOMES = {"drop": UPSTREAM, "dead": UPSTREAM, "deleted": DELETED, "deferred": NOT_YET}
-_LINEAGE = re.compile(
-    r"([^;:]+:\d+:\d+:-?\d+;[^;]*);(\d+);(\d+);[^;]*;((.+):\d+:\d+)", re.ASCII | re.DOTALL
-)
+_IDENTITY = ("id", "kind", "platform")
+_LINEAGE = re.compile(r"([^;:]+:\d+:\d+:-?\d+;[^;]*);(\d+);(\d+);[^;]*;(([^;]+):\d+:\d+)", re.ASCII)
 _SHOWN = 300  # characters of a reason
+
+Check = tuple[Callable[[Any], bool], Callable[[Any], str]]  # does it fit, and if not, why
 
 
 class Input(NamedTuple):
     """A message as read.
 
-    record   what a stage is asked about; without a value where `answer` stands already. Of a fault
-             it says nothing.
+    record   what a stage is asked about. Of a fault it says nothing
     answer   an outcome that needs no stage: deleted, or what an upstream outcome leads to
-    head     "revision;run;input rank" of the header `hr` that an outcome gets
+    head     "revision;run;input rank" of the header `hr` that an outcome gets; empty for a fault
     input    "topic:partition:offset" where the message stood first; the header's end
     fault    why this is no record; it has a dead letter and no outcome
     trace    the message's traceparent, if one came
@@ -80,18 +81,20 @@ class Decoder:
         self._topology = topology
         self._topic_id = topic_id
         self._redo = group.redo.name
-        self._checks: dict[str, Callable[[Any], None]] = {}
+        self._checks: dict[str, Check] = {}
         self._raw = {topic.name: self._check(topic) for topic in topics if topic.is_raw}
+        self._runs: dict[bytes, str] = {}
 
     def decode(self, messages: Iterable[Message]) -> list[Input]:
+        """One Input a message, in order."""
         raw = {topic: (check, self._topic_id(topic)) for topic, check in self._raw.items()}
         inputs = []
         for message in messages:
+            topic: Any = message.topic()
             try:
-                known = raw.get(message.topic())  # type: ignore[arg-type]
-                if known is not None:
-                    inputs.append(_read_raw(message, *known))
-                elif message.topic() == self._redo:
+                if topic in raw:
+                    inputs.append(self._read_raw(message, *raw[topic]))
+                elif topic == self._redo:
                     inputs.append(self._read_redo(message))
                 else:
                     inputs.append(_read_envelope(message))
@@ -99,77 +102,79 @@ class Decoder:
                 inputs.append(_faulty(message, str(fault)))
         return inputs
 
+    def _read_raw(self, message: Message, check: Check, topic_id: str) -> Input:
+        record, answer = _raw_record(message, check)
+        run, trace = "", None
+        headers: Any = message.headers()
+        for name, content in headers or ():
+            if name == CE_SOURCE:
+                run = self._runs.get(content) or self._run(content)
+            elif name == TRACEPARENT:
+                trace = content
+        at = f"{message.partition()}:{message.offset()}"
+        head = f"{topic_id}:{at}:{message.timestamp()[1]};{run};0"
+        return Input(message, record, answer, head, f"{message.topic()}:{at}", None, trace)
+
     def _read_redo(self, message: Message) -> Input:
         was = _lineage(message)
         first = self._topology.by_name(was.topic)
         if first is None:
             raise Fault(f"its header {HEADER} names an unknown topic: {was.topic}")
-        value = _json(message)
         if first.is_raw:
-            self._check(first)(value)
-            record, answer = _raw_record(message, value)
+            record, answer = _raw_record(message, self._check(first))
         else:
-            record, answer = _enveloped(message, value)
+            record, answer = _enveloped(message)
         return Input(message, record, answer, was.head, was.position, None, was.trace)
 
-    def _check(self, topic: Topic) -> Callable[[Any], None]:
+    def _check(self, topic: Topic) -> Check:
         name = topic.schema
         if name is None:
-            return _check_shape
+            return _has_shape, _misshapen
         if name not in self._checks:
-            self._checks[name] = _schema_check(
-                schemas.validator(self._settings, name, tolerant=True)
-            )
+            validator = schemas.validator(self._settings, name, tolerant=True)
+            self._checks[name] = (validator.is_valid, partial(_misfit, validator))
         return self._checks[name]
 
+    def _run(self, source: bytes | None) -> str:
+        """The run that a ce_source names; a few runs make up a corpus, so they are remembered."""
+        run = run_of((source or b"").decode(errors="replace"))
+        if len(self._runs) > 1000:
+            self._runs.clear()
+        self._runs[source or b""] = run = "" if ";" in run else run
+        return run
 
-def _read_raw(message: Message, check: Callable[[Any], None], topic_id: str) -> Input:
-    value = _json(message)
-    check(value)
-    record, answer = _raw_record(message, value)
-    run, trace = "", None
-    headers: Any = message.headers()
-    for name, content in headers or ():
-        if name == CE_SOURCE:
-            run = _run(content)
-        elif name == TRACEPARENT:
-            trace = _bytes(content)
-    at = f"{message.partition()}:{message.offset()}"
-    return Input(
-        message,
-        record,
-        answer,
-        f"{topic_id}:{at}:{message.timestamp()[1]};{run};0",
-        f"{message.topic()}:{at}",
-        None,
-        trace,
-    )
+
+def _raw_record(message: Message, check: Check) -> tuple[Record, Outcome | None]:
+    value = _loads(message)
+    fits, complaint = check
+    if not fits(value):
+        raise Fault(complaint(value))
+    id = value["id"]
+    if message.key() != id.encode():
+        raise Fault(_wrong_key(message))
+    record = Record(id, value["kind"], value["platform"], value)
+    return record, DELETED if "deleted" in value and value["deleted"] is True else None
 
 
 def _read_envelope(message: Message) -> Input:
     was = _lineage(message)
-    record, answer = _enveloped(message, _json(message))
+    record, answer = _enveloped(message)
     # The rank that it was written with is the rank of our input.
     head = f"{was.head.rpartition(';')[0]};{was.rank}"
     position = f"{message.topic()}:{message.partition()}:{message.offset()}"
     return Input(message, record, answer, head, position, None, was.trace)
 
 
-def _raw_record(message: Message, value: dict[str, Any]) -> tuple[Record, Outcome | None]:
-    record = Record(value["id"], value["kind"], value["platform"], value)
-    if message.key() != record.id.encode():
-        raise Fault(_wrong_key(message))
-    return record, DELETED if value.get("deleted") is True else None
-
-
-def _enveloped(message: Message, value: dict[str, Any]) -> tuple[Record, Outcome | None]:
-    _check_shape(value)
+def _enveloped(message: Message) -> tuple[Record, Outcome | None]:
+    value = _loads(message)
+    if not _has_shape(value):
+        raise Fault(_misshapen(value))
     outcome, result = value.get("outcome"), value.get("result")
     answer = None
     if outcome != "ok":
-        if outcome not in _OUTCOMES:
-            raise Fault(f"it is no outcome of a stage (outcome: {str(outcome)[:50]})")
-        answer, result = _OUTCOMES[outcome], {}
+        answer, result = _OUTCOMES.get(str(outcome)), {}
+        if answer is None:
+            raise Fault(f"it is no outcome of a stage (outcome: {outcome!s:.50})")
     elif not isinstance(result, dict):
         raise Fault("it is an outcome `ok` without a result")
     record = Record(value["id"], value["kind"], value["platform"], result)
@@ -195,66 +200,46 @@ def _lineage(message: Message) -> _Packed:
         if name == HEADER:
             packed = content
         elif name == TRACEPARENT:
-            trace = _bytes(content)
+            trace = content
     if packed is None:
         raise Fault(f"it has no header {HEADER}: it is not from one of our groups")
-    found = _LINEAGE.fullmatch(_bytes(packed).decode(errors="replace"))
+    found = _LINEAGE.fullmatch(packed.decode(errors="replace"))
     if found is None:
         raise Fault(f"its header {HEADER} cannot be read")
     root, input_rank, rank, position, topic = found.groups()
     return _Packed(f"{root};{input_rank}", rank, position, topic, trace)
 
 
-def _bytes(content: str | bytes | None) -> bytes:
-    return content.encode() if isinstance(content, str) else content or b""
-
-
-def _json(message: Message) -> Any:
-    value = message.value()
-    if value is None:
-        raise Fault("it has no value (a deletion is a record with `deleted: true`)")
+def _loads(message: Message) -> Any:
+    value: Any = message.value()
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
+        if value is None:
+            raise Fault("it has no value (a deletion is a record with `deleted: true`)") from None
         raise Fault(f"its value is not JSON: {error}") from None
 
 
-def _schema_check(validator: schemas.Validator) -> Callable[[Any], None]:
-    is_valid = validator.is_valid
-
-    def check(value: Any) -> None:
-        if not is_valid(value):
-            raise Fault(f"it does not fit its schema: {schemas.complaint(validator, value)}")
-
-    return check
+def _has_shape(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), str) and value[name] for name in _IDENTITY
+    )
 
 
-def _check_shape(value: Any) -> None:
+def _misshapen(value: Any) -> str:
     if not isinstance(value, dict):
-        raise Fault("its value is not a JSON object")
-    for name in ("id", "kind", "platform"):
-        if not isinstance(value.get(name), str) or not value[name]:
-            raise Fault(f"it has no {name}")
+        return "its value is not a JSON object"
+    return f"it needs {', '.join(_IDENTITY)}: {value!s:.100}"
+
+
+def _misfit(validator: schemas.Validator, value: Any) -> str:
+    return f"it does not fit its schema: {schemas.complaint(validator, value)}"
 
 
 def _wrong_key(message: Message) -> str:
-    return "it has no key" if not message.key() else "its key is not the record's id"
-
-
-def _run(source: bytes | str | None) -> str:
-    text = _bytes(source).decode(errors="replace")
-    run = text.removeprefix("/runs/")
-    return run if run != text and ";" not in run else ""
+    return "its key is not the record's id" if message.key() else "it has no key"
 
 
 def _faulty(message: Message, fault: str) -> Input:
     position = f"{message.topic()}:{message.partition()}:{message.offset()}"
     return Input(message, NO_RECORD, None, "", position, fault[:_SHOWN])
-
-
-def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Outcomes by the names that status events use."""
-    found = dict.fromkeys(("ok", "dropped", "dead", "deleted", "deferred"), 0)
-    for outcome in outcomes:
-        found["dropped" if outcome.kind == "drop" else outcome.kind] += 1
-    return found

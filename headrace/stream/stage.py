@@ -14,15 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from headrace.config import Settings
 
 Kind = Literal["ok", "drop", "dead", "deleted", "deferred"]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record as a stage reads it.
 
     `value` is the raw record's decoded value for a stage that reads raw topics, and the envelope's
@@ -41,8 +40,7 @@ class Record:
         return text if isinstance(text, str) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one record in one stage. Made by ok(), drop(), dead() and deferred()."""
 
     kind: Kind
@@ -52,8 +50,8 @@ class Outcome:
 
 
 def ok(result: Mapping[str, Any], parts: Sequence[str] = ()) -> Outcome:
-    """The result, JSON-ready. Named `parts` merge into an earlier result instead of replacing it."""
-    return Outcome("ok", result=result, parts=tuple(parts))
+    """The result, JSON-ready. Named `parts` merge into an earlier result, not replace it."""
+    return Outcome("ok", result, None, tuple(parts))
 
 
 def drop(reason: str) -> Outcome:

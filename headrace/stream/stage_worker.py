@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from headrace.config import Settings
 from headrace.log import get
 from headrace.stream import clients, schemas
-from headrace.stream.decode import Decoder, Input, counts
+from headrace.stream.decode import Decoder, Input
 from headrace.stream.faults import fences, kafka_error
 from headrace.stream.limits import DeadLetterCount
 from headrace.stream.source import Cut, Source
@@ -36,17 +37,20 @@ Headers = list[tuple[str, str | bytes | None]]
 
 _TRY_SECONDS = 10.0  # one call into librdkafka; a call that timed out may be made again
 _METRIC_SECONDS = 5.0
+_OVERHEAD = 1024  # bytes that key, header and the log add to a value
+_RESULT = "InvalidResult"
+_COUNTED = {
+    "ok": "ok",
+    "drop": "dropped",
+    "dead": "dead",
+    "deleted": "deleted",
+    "deferred": "deferred",
+}
 _ERRORS = "__connect.errors."
 _NAMESPACE = uuid.UUID("a6e1bd0c-7c0b-5b6c-9d5e-0d6c1f1a2b3c")
 
 
-class Outgoing(NamedTuple):
-    """A message to write."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
+Outgoing = tuple[str, bytes | None, bytes | None, Headers]  # topic, key, value, headers
 
 
 class DeadLetter(NamedTuple):
@@ -75,9 +79,8 @@ class StageLoop:
         self._letters: Topic = group.dlt
         self._status = place.topology.topic("status").name
         self._limits = DeadLetterCount(group.short, group.dead_letters)
-        self._validator = (
-            schemas.validator(settings, self._writes.schema) if self._writes.schema else None
-        )
+        self._most = self._writes.max_message_bytes - _OVERHEAD
+        self._fits, self._complaint = _result_check(settings, self._writes)
         self._source = Source(
             settings, group.name, place.topics, group.batch, place.admin, stopping=place.stopping
         )
@@ -182,24 +185,32 @@ class StageLoop:
     def _answer(self, cut: Cut, started: float) -> tuple[list[Outgoing], dict[str, int]]:
         inputs = self._decoder.decode(cut.messages)
         asked = [input for input in inputs if input.answer is None and input.fault is None]
-        verdicts = self._ask([input.record for input in asked])
+        verdicts = iter(self._ask([input.record for input in asked]))
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        rank, topic = self._group.rank, self._writes.name
         outgoing: list[Outgoing] = []
         letters: list[DeadLetter] = []
-        outcomes: list[Outcome] = []
-        write = self._writer(at, outgoing, letters)
-        answers = iter(verdicts)
+        counts = dict.fromkeys(_COUNTED.values(), 0)
         for input in inputs:
             if input.fault is not None:
                 letters.append(DeadLetter(input, "Undecodable", input.fault))
-                outcomes.append(dead(input.fault))
-            else:
-                outcomes.append(write(input, input.answer or next(answers)))
+                continue
+            value, outcome = self._written(input.record, input.answer or next(verdicts), at)
+            kind, _, reason, parts = outcome
+            counts[_COUNTED[kind]] += 1
+            if kind == "dead":
+                reason = reason or ""
+                letters.append(DeadLetter(input, reason.partition(":")[0], reason))
+            header = input.header(rank, ",".join(parts) if parts else "")
+            headers: Headers = [(HEADER, header)]
+            if input.trace is not None:
+                headers.append((TRACEPARENT, input.trace))
+            outgoing.append((topic, input.message.key(), value, headers))
+        counts["dead"] = len(letters)
         self._limits.add(len(inputs), [letter.reason for letter in letters])
         outgoing += [self._letter(letter) for letter in letters]
-        summary = counts(outcomes)
-        outgoing.append(self._event(cut, at, len(inputs), summary, started))
-        return outgoing, summary
+        outgoing.append(self._event(cut, at, len(inputs), counts, started))
+        return outgoing, counts
 
     def _ask(self, records: list[Record]) -> list[Outcome]:
         """One outcome each. What makes the stage raise is found by halving the batch."""
@@ -236,56 +247,35 @@ class StageLoop:
             raise TypeError(f"{name} gave a {wrong.pop().__name__} instead of an Outcome")
         return outcomes
 
-    def _writer(
-        self, at: str, outgoing: list[Outgoing], letters: list[DeadLetter]
-    ) -> Callable[[Input, Outcome], Outcome]:
-        """Writes one outcome after the other; returns the outcome that it really became."""
-        topic, rank, most = self._writes.name, self._group.rank, self._writes.max_message_bytes
-        stage, version = self._group.short, self._version
-        validator = self._validator
-        is_valid: Callable[[Any], bool] = validator.is_valid if validator else lambda _: True
-        dumps = orjson.dumps
-
-        def write(input: Input, outcome: Outcome) -> Outcome:
-            record, kind = input.record, outcome.kind
-            envelope: dict[str, Any] = {
-                "id": record.id,
-                "kind": record.kind,
-                "platform": record.platform,
-                "stage": stage,
-                "outcome": kind,
-                "version": version,
-                "at": at,
-            }
-            if kind == "ok":
-                envelope["result"] = outcome.result
-            elif outcome.reason is not None:
-                envelope["reason"] = outcome.reason
-            try:
-                value = dumps(envelope)
-                fault = None if is_valid(envelope) else self._complaint(envelope)
-            except (TypeError, ValueError) as error:
-                value, fault = b"", f"its result is not JSON: {error}"
-            if len(value) > most - 1024:
-                fault = f"its result of {len(value)} bytes is more than {topic} takes"
-            if fault is not None:
-                if kind != "ok":
-                    raise ValueError(f"{stage}: {fault}")
-                return write(input, dead(fault))
-            if kind == "dead":
-                reason = outcome.reason or ""
-                letters.append(DeadLetter(input, reason.partition(":")[0], reason))
-            headers: Headers = [(HEADER, input.header(rank, ",".join(outcome.parts)))]
-            if input.trace is not None:
-                headers.append((TRACEPARENT, input.trace))
-            outgoing.append(Outgoing(topic, input.message.key(), value, headers))
-            return outcome
-
-        return write
-
-    def _complaint(self, envelope: dict[str, Any]) -> str:
-        assert self._validator is not None
-        return f"its result does not fit: {schemas.complaint(self._validator, envelope)}"
+    def _written(self, record: Record, outcome: Outcome, at: str) -> tuple[bytes, Outcome]:
+        """The envelope's bytes, and the outcome that it holds: one that cannot be written, or does
+        not fit its schema, is dead."""
+        kind, result, reason, _ = outcome
+        envelope: dict[str, Any] = {
+            "id": record.id,
+            "kind": record.kind,
+            "platform": record.platform,
+            "stage": self._group.short,
+            "outcome": kind,
+            "version": self._version,
+            "at": at,
+        }
+        if kind != "ok":
+            if reason is not None:
+                envelope["reason"] = reason
+            return orjson.dumps(envelope), outcome
+        envelope["result"] = result
+        try:
+            value = orjson.dumps(envelope)
+            if self._fits(result):
+                if len(value) < self._most:
+                    return value, outcome
+                fault = f"{len(value)} bytes are more than {self._writes.name} takes"
+            else:
+                fault = self._complaint(result) or ""
+        except (TypeError, ValueError) as error:
+            fault = f"it is not JSON: {error}"
+        return self._written(record, dead(f"{_RESULT}: {fault}"), at)
 
     def _letter(self, letter: DeadLetter) -> Outgoing:
         """The original bytes, with the reason in headers."""
@@ -315,7 +305,7 @@ class StageLoop:
         ]
         if input.head:
             headers.append((HEADER, input.header(self._group.rank)))
-        return Outgoing(self._letters.name, message.key(), value, headers)
+        return (self._letters.name, message.key(), value, headers)
 
     def _event(
         self, cut: Cut, at: str, records: int, summary: dict[str, int], started: float
@@ -338,13 +328,29 @@ class StageLoop:
             "seconds": round(time.perf_counter() - started, 6),
             "inputs": inputs,
         }
-        return Outgoing(self._status, group.encode(), orjson.dumps(event), [])
+        return (self._status, group.encode(), orjson.dumps(event), [])
 
     def _measure(self) -> None:
         now = time.monotonic()
         if now - self._measured >= _METRIC_SECONDS and self._place.metrics.port is not None:
             self._measured = now
             self._place.metrics.positions(self._source.assigned(), self._source.lag())
+
+
+def _result_check(
+    settings: Settings, topic: Topic
+) -> tuple[Callable[[Any], bool], Callable[[Any], str | None]]:
+    """Whether a result fits the schema of the topic that it goes to, and if not, why.
+
+    The envelope around it is ours and always fits, so the part on `result` is all that is asked.
+    """
+    if topic.schema is None:
+        return lambda result: isinstance(result, dict), lambda result: "it is not a JSON object"
+    schema = schemas.load(settings, topic.schema)
+    part = schema.get("properties", {}).get("result", {})
+    shared: dict[str, Any] = {k: schema[k] for k in ("$schema", "$defs") if k in schema}
+    validator = schemas.compiled({"type": "object", **shared, **part})
+    return validator.is_valid, lambda result: schemas.complaint(validator, result)
 
 
 def _guilty(error: Exception) -> Outcome:
