@@ -232,7 +232,7 @@ def _watch(reader: Any, groups: Sequence[str], every: float, detail: str, as_jso
         with Live(console=console, auto_refresh=False) as screen:
             while True:
                 cells = report.rows(sample(), detail=detail, project=project)
-                screen.update(report.table(cells), refresh=True)
+                screen.update(report.table(cells, report.columns(detail)), refresh=True)
                 time.sleep(every)
     while True:
         for group in sample():
@@ -260,7 +260,7 @@ def _serve(reader: Any, groups: Sequence[str], port: int) -> int:
 
 
 def _show(groups: Sequence[GroupLag], detail: str, project: str) -> None:
-    _print_table(report.rows(groups, detail=detail, project=project), report.COLUMNS)
+    _print_table(report.rows(groups, detail=detail, project=project), report.columns(detail))
 
 
 def _print_table(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:

@@ -143,12 +143,15 @@ def _weaviate(settings: Settings) -> Iterator[Finding]:
 
 def _topics(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Finding]:
     plan = topics.plan(settings, admin, wanted)
-    apply = "`headrace topics apply` makes it so"
     if plan.create:
         names = ", ".join(topic.name for topic in plan.create)
         yield Finding("topics", f"missing: {names}", "`headrace topics apply` creates them")
+    by_topic: dict[str, list[str]] = {}
     for change in plan.alter:
-        yield Finding("topics", f"differs from topics.yaml: {change}", apply)
+        by_topic.setdefault(change.topic, []).append(str(change).removeprefix(f"{change.topic}: "))
+    for name, changes in by_topic.items():
+        what = f"{name} differs from topics.yaml: {', '.join(changes)}"
+        yield Finding("topics", what, "`headrace topics apply` makes it so")
     for change in plan.refused:
         yield Finding("topics", str(change), "correct topics.yaml to what the broker has")
     for name in plan.unknown:

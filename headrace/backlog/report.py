@@ -47,6 +47,10 @@ def span(seconds: float | None) -> str:
     return f"{left} s"
 
 
+def columns(detail: str) -> tuple[str, ...]:
+    return COLUMNS if detail else tuple(name for name in COLUMNS if name != "TOPIC")
+
+
 def rate(value: float | None) -> str:
     if value is None:
         return "–"
@@ -54,13 +58,14 @@ def rate(value: float | None) -> str:
 
 
 def rows(groups: Iterable[GroupLag], *, detail: str, project: str) -> list[tuple[str, ...]]:
-    """Cells by COLUMNS: a row a group, then its topics (`detail` topics or partitions)."""
+    """Cells by `columns`: a row a group, then its topics (`detail` topics or partitions)."""
     found: list[tuple[str, ...]] = []
     for group in groups:
         state = f"{group.state}  {group.reason}".rstrip()
         eta = group.eta()
         cells = (f"{group.lag:,}", f"{group.redo:,}", rate(group.rate_in), rate(group.rate_out))
-        found.append((group.group, "", *cells, span(group.seconds_behind), span(eta), state))
+        name = (group.group, "") if detail else (group.group,)
+        found.append((*name, *cells, span(group.seconds_behind), span(eta), state))
         if not detail:
             continue
         for topic, parts in group.topics():
@@ -80,6 +85,8 @@ def _cells(group: GroupLag, parts: Sequence[PartitionLag]) -> tuple[str, ...]:
     etas = [p.eta() for p in parts if p.lag]
     known = [eta for eta in etas if eta is not None]
     eta = 0.0 if not etas else max(known) if len(known) == len(etas) else None
+    if parts[0].held is not None:
+        eta = None  # nobody works on it now
     counted = f"{lag:,}"
     where = ("", counted) if parts[0].redo else (counted, "")
     return (
@@ -92,10 +99,10 @@ def _cells(group: GroupLag, parts: Sequence[PartitionLag]) -> tuple[str, ...]:
     )
 
 
-def table(cells: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> Table:
+def table(cells: Iterable[Sequence[str]], names: Sequence[str]) -> Table:
     """For a terminal."""
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
+    for column in names:
         made.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
     for row in cells:
         state = row[-1].split(" ")[0]
@@ -104,14 +111,14 @@ def table(cells: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> T
     return made
 
 
-def plain(cells: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+def plain(cells: Iterable[Sequence[str]], names: Sequence[str]) -> str:
     """The same as aligned text, whatever the width of what it goes to."""
-    lines = [tuple(columns), *map(tuple, cells)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
+    lines = [tuple(names), *map(tuple, cells)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(names))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if name in LEFT else cell.rjust(width)
-            for cell, width, name in zip(line, widths, columns, strict=True)
+            for cell, width, name in zip(line, widths, names, strict=True)
         ).rstrip()
         for line in lines
     )
