@@ -274,6 +274,18 @@ class Admin:
                         raise
             self._await_leaders(set(wanted))
 
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete topics with all that is in them, and what groups have committed there."""
+        wanted = list(names)
+        if not wanted:
+            return
+        with self._asking():
+            for future in self._client.delete_topics(wanted, request_timeout=TIMEOUT).values():
+                future.result()
+            deadline = time.monotonic() + TIMEOUT
+            while set(wanted) & set(self.topics()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
     def alter_configs(self, changes: Mapping[str, Mapping[str, str]]) -> None:
         """Set single settings of topics; the others stay."""
         if not changes:
