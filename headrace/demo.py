@@ -163,7 +163,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 def _show(console: Console, connection: psycopg.Connection[Any], title: str, query: str) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(query)  # type: ignore[call-overload]
+        cursor.execute(query.encode())
         table = Table(title=title, title_justify="left")
         for column in cursor.description or ():
             table.add_column(column.name.replace("_", " "))

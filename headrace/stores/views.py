@@ -100,7 +100,10 @@ def statements(stages: Sequence[StageRow], coverage_level: float) -> list[str]:
     """CREATE VIEW and COMMENT statements, in the order they need each other."""
     made = [STAGE_STATUS, SERVED, _record_status(stages), _posts(stages), ENTITIES]
     made += [_communities(stages), COVERAGE, _platform_metrics(stages, coverage_level)]
+    facets = {stage.facet for stage in stages}
     for name, comment in _comments(coverage_level).items():
+        if name == "posts.sentiment_stale" and "sentiment" not in facets:
+            continue
         kind = "COLUMN" if "." in name else "VIEW"
         made.append(f"COMMENT ON {kind} {name} IS {_quoted(comment)}")
     return made
