@@ -49,7 +49,6 @@ def run(
     A named stage brings the store groups that keep its results. With --until-caught-up the exit
     status is 0 when nothing is left, and 3 when some groups have work that they cannot do.
     """
-    from headrace.stream import topics
     from headrace.supervisor import Supervisor
 
     settings = _in_mode(load(), mode)
@@ -58,11 +57,7 @@ def run(
     if not chosen:
         click.echo(f"mode {settings.processing.mode} runs no group")
         return Exit.DONE
-    topics.ensure(settings)
-    if any(group.kind == "store" for group in chosen):
-        from headrace.stores import migrate
-
-        migrate.upgrade(settings)
+    _prepare(settings, chosen)
     read = {group.short: subscription(settings, topology, group) for group in chosen}
     for line in _left_out(settings, topology, chosen):
         click.echo(line)
@@ -111,6 +106,8 @@ def worker(
     settings = _in_mode(load(), mode)
     topology = topologies.load(settings)
     found = topology.group(group)
+    if supervisor is None:
+        _prepare(settings, [found])
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     topics = subscription(settings, topology, found)
@@ -144,6 +141,17 @@ def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[
     """What a group really reads now, its redo topic included."""
     files = platforms.load(settings)
     return (*topology.subscription(group, settings, files), group.redo)
+
+
+def _prepare(settings: Settings, groups: Sequence[Group]) -> None:
+    """Topics and tables, where they are missing."""
+    from headrace.stream import topics
+
+    topics.ensure(settings)
+    if any(group.kind == "store" for group in groups):
+        from headrace.stores import migrate
+
+        migrate.upgrade(settings)
 
 
 def _in_mode(settings: Settings, mode: Mode | None) -> Settings:

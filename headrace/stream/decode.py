@@ -87,12 +87,14 @@ class Decoder:
 
     def decode(self, messages: Iterable[Message]) -> list[Input]:
         """One Input a message, in order."""
-        raw = {topic: (check, self._topic_id(topic)) for topic, check in self._raw.items()}
+        raw: dict[str, tuple[Check, str]] = {}  # a batch is read of one incarnation of a topic
         inputs = []
         for message in messages:
             topic: Any = message.topic()
             try:
-                if topic in raw:
+                if topic in self._raw:
+                    if topic not in raw:
+                        raw[topic] = (self._raw[topic], self._topic_id(topic))
                     inputs.append(self._read_raw(message, *raw[topic]))
                 elif topic == self._redo:
                     inputs.append(self._read_redo(message))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from headrace.config import Settings
 from headrace.log import get
 from headrace.stream import clients
 from headrace.stream.faults import passes
+from headrace.stream.stage import Retry
 from headrace.stream.topology import Batch, Topic
 
 log = get(__name__)
@@ -40,7 +42,6 @@ class Cut:
     before: Mapping[Partition, int]
     after: Mapping[Partition, int]
     member: Any
-    turn: int
 
     def offsets(self) -> list[TopicPartition]:
         return [TopicPartition(*partition, offset) for partition, offset in self.after.items()]
@@ -50,7 +51,8 @@ class Source:
     """A consumer group's member.
 
     start     says where to begin newly assigned partitions: the next offset, or None where nothing
-              is committed yet, which begins at the log's start. Left out: Kafka's own commits.
+              is committed yet, which begins at the log's start. It may raise Retry to be asked
+              again. Left out: Kafka's own commits.
     stopping  ends long waits early.
 
     Every method that talks to the broker raises KafkaException; `faults.passes` says which of them
@@ -78,8 +80,7 @@ class Source:
         self._incremental = settings.kafka.group_protocol == "consumer"
         self._consumer = Consumer(clients.consumer_conf(settings, group))
         self._positions: dict[Partition, int] = {}  # what is assigned, and where we stand there
-        self._turn: dict[Partition, int] = {}  # the assignment that gave us the partition
-        self._turns = 0
+        self._unstartable: Exception | None = None
         self._rewound: set[Partition] = set()  # sought back, and nothing read from there since
         self._gathered: list[Message] = []
         self._taken_away: set[Partition] = set()  # during the poll that is going on
@@ -116,15 +117,12 @@ class Source:
 
     def done(self, cut: Cut) -> None:
         """The cut is committed."""
-        for partition, offset in cut.after.items():
-            if self._turn.get(partition, cut.turn + 1) <= cut.turn:
-                self._positions[partition] = offset
+        self._positions.update(cut.after)
 
     def rewind(self, cut: Cut) -> None:
         """The cut is not committed: read it again."""
         for partition, offset in cut.before.items():
-            if self._turn.get(partition, cut.turn + 1) <= cut.turn:
-                self._seek(partition, offset)
+            self._seek(partition, offset)
 
     def rest(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Reads nothing for so long, and stays a member of the group meanwhile."""
@@ -135,7 +133,8 @@ class Source:
                 strays = self._consume(1, min(left, _POLL))
                 for message in strays:  # one that was on its way when the pause began
                     partition = (str(message.topic()), int(message.partition() or 0))
-                    self._seek(partition, self._positions[partition])
+                    if partition in self._positions:
+                        self._seek(partition, self._positions[partition])
         finally:
             self._pause(False)
 
@@ -183,6 +182,8 @@ class Source:
         self._taken_away.clear()
         got: list[Message] = self._consumer.consume(count, max(timeout, 0.0))
         self._polled = True
+        if self._unstartable is not None:
+            raise RuntimeError("cannot find where to start") from self._unstartable
         bad = [message for message in got if message.error() is not None]
         if bad:
             got = [message for message in got if message.error() is None]
@@ -193,7 +194,9 @@ class Source:
             away = set(self._taken_away)
             got = [message for message in got if (message.topic(), message.partition()) not in away]
             for partition in away & self._positions.keys():
-                self._seek(partition, self._positions[partition])
+                # Refused where nothing was read of it yet, and then there is nothing to undo.
+                with suppress(KafkaException):
+                    self._seek(partition, self._positions[partition])
         return got
 
     def _cut(self, messages: list[Message]) -> Cut | None:
@@ -212,7 +215,7 @@ class Source:
         if not after and not messages:
             return None
         member = self._consumer.consumer_group_metadata()
-        return Cut(messages, before, after, member, self._turns)
+        return Cut(messages, before, after, member)
 
     def _seek(self, partition: Partition, offset: int) -> None:
         self._rewound.add(partition)
@@ -241,16 +244,18 @@ class Source:
     # -- who reads what; called inside a poll
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        self._turns += 1
         self._topic_ids.clear()
-        starts = self._starts([(p.topic, p.partition) for p in partitions])
+        try:
+            starts = self._starts([(p.topic, p.partition) for p in partitions])
+        except Exception as error:
+            # Without a start of ours librdkafka would choose one, and we would not know it.
+            self._unstartable, starts = error, {}
         given = [TopicPartition(*partition, offset) for partition, offset in starts.items()]
         if self._incremental:
             self._consumer.incremental_assign(given)
         else:
             self._consumer.assign(given)
         self._positions.update(starts)
-        self._turn.update(dict.fromkeys(starts, self._turns))
         self._rewound -= starts.keys()
         self._steer(given)
         log.info("reads", partitions=_named(self._positions))
@@ -260,7 +265,6 @@ class Source:
         self._taken_away |= gone
         for partition in gone:
             self._positions.pop(partition, None)
-            self._turn.pop(partition, None)
         self._rewound -= gone
         self._gathered[:] = [
             message
@@ -270,12 +274,25 @@ class Source:
         log.info("no longer reads", partitions=_named(gone))
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Where to begin. What was committed and is no longer there is said aloud and counted."""
-        if not partitions:
+        """Where to begin. What was committed and is no longer there is said aloud and counted.
+
+        Waits for whoever has to answer; nothing where we should stop meanwhile.
+        """
+        while not self._stopping():
+            try:
+                committed = self._start(partitions)
+                first = self._admin.starts(partitions)
+                last = self._admin.ends(partitions, stable=False)
+                break
+            except Retry as retry:
+                time.sleep(min(retry.after, 1.0))
+            except KafkaException as error:
+                if not passes(error):
+                    raise
+                log.warning("cannot find where to start yet", reason=str(error))
+                time.sleep(_POLL)
+        else:
             return {}
-        committed = self._start(partitions)
-        first = self._admin.starts(partitions)
-        last = self._admin.ends(partitions, stable=False)
         starts = {}
         for partition in partitions:
             low, high, offset = first[partition], last[partition], committed.get(partition)
@@ -295,15 +312,9 @@ class Source:
         return starts
 
     def _committed(self, partitions: Sequence[Partition]) -> dict[Partition, int | None]:
-        """What the group has committed; waits for offsets inside an open transaction to settle."""
+        """What the group has committed; an open transaction must have ended first."""
         asked = [TopicPartition(*partition) for partition in partitions]
-        while True:
-            try:
-                found = self._consumer.committed(asked, timeout=1.0)
-                break
-            except KafkaException as error:
-                if self._stopping() or not passes(error):
-                    raise
+        found = self._consumer.committed(asked, timeout=2.0)
         for partition in found:
             if partition.error:
                 raise KafkaException(partition.error)

@@ -17,13 +17,13 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import orjson
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaException, Producer
 
 from headrace.config import Settings
 from headrace.log import get
 from headrace.stream import clients, schemas
 from headrace.stream.decode import Decoder, Input
-from headrace.stream.faults import fences, kafka_error
+from headrace.stream.faults import kafka_error
 from headrace.stream.limits import DeadLetterCount
 from headrace.stream.source import Cut, Source
 from headrace.stream.stage import Context, Outcome, Pause, Process, Record, Retry, dead
@@ -88,6 +88,7 @@ class StageLoop:
             settings, place.topology, group, place.topics, self._source.topic_id
         )
         self._producer: Producer | None = None
+        self._in_transaction = False
         self._measured = 0.0
 
     def open(self) -> None:
@@ -131,6 +132,7 @@ class StageLoop:
         assert self._producer is not None
         with self._place.watchdog.step("commit", STEP_SECONDS):
             self._producer.begin_transaction()
+            self._in_transaction = True
             for topic, key, value, headers in outgoing:
                 self._produce(topic, key, value, headers)
             self._insist(
@@ -139,21 +141,16 @@ class StageLoop:
                 )
             )
             self._insist(lambda producer: producer.commit_transaction(_TRY_SECONDS))
+            self._in_transaction = False
         self._source.done(cut)
 
     def _rollback(self, cut: Cut) -> None:
-        """Undoes an open transaction, if there is one, and reads the cut again."""
-        assert self._producer is not None
+        """Undoes the transaction, if one is open, and has the cut read again."""
         self._place.metrics.rollbacks.inc()
-        try:
+        if self._in_transaction:
             with self._place.watchdog.step("abort", STEP_SECONDS):
                 self._insist(lambda producer: producer.abort_transaction(_TRY_SECONDS))
-        except KafkaException as error:
-            found = kafka_error(error)
-            if fences(error):
-                raise
-            if found is None or found.code() != KafkaError._STATE:  # there was none
-                raise
+            self._in_transaction = False
         self._source.rewind(cut)
 
     def _produce(
