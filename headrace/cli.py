@@ -90,15 +90,20 @@ def headrace(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The whole program; returns its exit status (a command may return one as a number)."""
     try:
-        result = headrace.main(args=arguments, prog_name="headrace", standalone_mode=False)
+        # Not headrace.main(): it answers a broken pipe by itself, with exit status 1.
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        with headrace.make_context("headrace", given) as context:
+            result = headrace.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except HeadraceError as error:
         return _say(str(error))
     except click.ClickException as error:
         _quietly(error.show)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt, EOFError):
         return 130
     except BrokenPipeError:
         # Whoever read us has gone (`| head`); nothing may be written at exit either.

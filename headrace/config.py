@@ -187,14 +187,7 @@ def load(flags: Mapping[str, Any] | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         found = known_location(values, first["loc"])
-        origin = next(
-            (
-                origins[key]
-                for end in range(len(found), 0, -1)
-                if (key := tuple(str(part) for part in found[:end])) in origins
-            ),
-            None,
-        )
+        origin = _origin(origins, tuple(str(part) for part in found))
         message = "is not usable" if _is_secret(found) else explain(first, Settings)
         if origin is None:
             raise document.error(found, message) from None
@@ -289,6 +282,14 @@ def _put(
         values = inner
     values[location[-1]] = value
     origins[location] = origin
+
+
+def _origin(origins: Mapping[tuple[str, ...], str], location: tuple[str, ...]) -> str | None:
+    """The variable or flag that set a location, something around it or something in it; None: the
+    file."""
+    around = (location[:end] for end in range(len(location), 0, -1))
+    inside = (key for key in origins if key[: len(location)] == location)
+    return next((origins[key] for key in (*around, *inside) if key in origins), None)
 
 
 def _without_none(value: Any) -> Any:
