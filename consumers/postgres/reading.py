@@ -5,7 +5,6 @@ Of several messages about one thing the batch keeps what stands after all of the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,10 +22,6 @@ from headrace.stream.wire import CE_SOURCE, HEADER, run_of
 OUTCOMES = frozenset({"ok", "drop", "dead", "deleted", "deferred"})
 _ERRORS = "__connect.errors."
 _REASON = 500  # characters
-_LINEAGE = re.compile(
-    r"([^;:]+):(\d+):(\d+):(-?\d+);([^;]*);(\d+);(\d+);([^;]*);(.+):(\d+):(\d+)",
-    re.ASCII | re.DOTALL,
-)
 
 
 class Raw(NamedTuple):
@@ -110,9 +105,9 @@ class Reader:
         headers = _headers(message)
         if topic == self._group.redo.name:
             for name, content in headers:
-                found = _match(content) if name == HEADER else None
+                found = _unpacked(content) if name == HEADER else None
                 if found is not None:
-                    topic, partition, offset = found[9], int(found[10]), int(found[11])
+                    topic, partition, offset = found.input
         reason = reason[:_REASON]
         batch.own.append(reason)
         batch.letters.append(
@@ -349,27 +344,32 @@ def _has_nul(value: Any) -> bool:
 def _lineage(message: Message) -> Lineage:
     for name, content in _headers(message):
         if name == HEADER:
-            found = _match(content)
+            found = _unpacked(content)
             if found is None:
                 raise Fault(f"its header {HEADER} cannot be read")
-            a, b, c, d, run, input_rank, rank, parts, topic, partition, offset = found.groups()
-            return Lineage(
-                Place(a, int(b), int(c), int(d)),
-                run,
-                int(input_rank),
-                int(rank),
-                parts,
-                (topic, int(partition), int(offset)),
-            )
+            return found
     raise Fault(f"it has no header {HEADER}: it is not from one of our groups")
 
 
-def _match(packed: bytes | str | None) -> re.Match[str] | None:
+def _unpacked(packed: bytes | str | None) -> Lineage | None:
+    """As `wire.Lineage.unpack`, in the shape of rows: a fifth of the time that a batch is read."""
     try:
         text = packed.decode() if isinstance(packed, bytes) else packed or ""
-    except UnicodeDecodeError:
+        revision, run, input_rank, rank, parts, position = text.split(";")
+        topic_id, partition, offset, appended = revision.split(":")
+        topic, input_partition, input_offset = position.rsplit(":", 2)
+        if "\0" in text:
+            return None
+        return Lineage(
+            Place(topic_id, int(partition), int(offset), int(appended)),
+            run,
+            int(input_rank),
+            int(rank),
+            parts,
+            (topic, int(input_partition), int(input_offset)),
+        )
+    except ValueError:  # UnicodeDecodeError is one
         return None
-    return None if "\0" in text else _LINEAGE.fullmatch(text)
 
 
 def _printable(content: bytes | str | None) -> str:

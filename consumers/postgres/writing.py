@@ -165,7 +165,7 @@ class Writer:
             {
                 (mention["name"][:_NAME],)
                 for state in batch.outcomes.values()
-                for mention in _mentions(state.served)
+                for mention in _mentions(state)
                 if mention["type"] == "place"
             },
         )
@@ -199,12 +199,9 @@ class Writer:
             rest = came.keys() - set(inserted)
             served = [came[key] for key in inserted]
             served += self._merge_outcomes(connection, [came[key] for key in rest])
-        copy(
-            connection,
-            "entity_mentions",
-            MENTION,
-            (line for state in served for line in self._mention_lines(state)),
-        )
+        mentions = [line for state in served for line in self._mention_lines(state)]
+        if mentions:
+            copy(connection, "entity_mentions", MENTION, mentions)
 
     def _merge_outcomes(self, connection: psycopg.Connection, came: Sequence[State]) -> list[State]:
         """Merge into rows that stand; returns those whose mentions are now to be written."""
@@ -229,9 +226,9 @@ class Writer:
         return renewed
 
     def _mention_lines(self, state: State) -> Iterator[str]:
-        served = state.served
-        mentions = _mentions(served)
-        if served is None or not mentions:
+        mentions = _mentions(state)
+        served = state.served if mentions else None
+        if served is None:
             return
         root = served.root
         head = f"{escaped(state.record_id)}\t{state.stage}"
@@ -289,10 +286,13 @@ def _community(value: Mapping[str, Any]) -> tuple[str, str] | None:
     return name[:_NAME], (own or slug(name) or name)[:_NAME]
 
 
-def _mentions(served: Served | None) -> Sequence[Mapping[str, Any]]:
-    if served is None:
-        return ()
-    found = served.result.get("entities")
+def _mentions(state: State) -> Sequence[Mapping[str, Any]]:
+    """The mentions in what is served of a record."""
+    if state.outcome == "ok":
+        result = state.result
+    else:
+        result = state.earlier.result if state.earlier else None
+    found = result.get("entities") if result else None
     return found if isinstance(found, list) else ()
 
 
