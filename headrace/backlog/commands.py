@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from headrace.backlog import report
+from headrace.backlog import reach, report
 from headrace.backlog.model import STALL_SECONDS, GroupLag
 from headrace.config import Settings
 from headrace.errors import HeadraceError
@@ -57,6 +57,7 @@ def lag(
     from headrace.backlog.lag import Reader
 
     settings = load()
+    reach.kafka(settings)
     with Reader(settings, stall_seconds=stall_after) as reader:
         if serve is not None:
             return _serve(reader, groups, serve)
@@ -90,6 +91,7 @@ def progress(load: Loader, run: str, as_json: bool) -> int:
     from headrace.backlog.lag import Reader
 
     settings = load()
+    reach.kafka(settings)
     receipt = receipts.read(settings, run)
     with Reader(settings) as reader:
         found = progresses.progress(receipt, reader.topology, reader.read(members=False))
@@ -113,6 +115,8 @@ def wait(
     """Wait until all of RUN (the latest, if none is named) has reached the last store."""
     from headrace.backlog import wait as waiting
 
+    settings = load()
+    reach.kafka(settings)
     quiet = as_json or not sys.stderr.isatty()
     console = Console(stderr=True)
     with console.status("waiting") if not quiet else _Nothing() as status:
@@ -120,7 +124,7 @@ def wait(
         def tell(now: Any) -> None:
             status.update("waiting: " + "; ".join(now.reasons()) if now.reasons() else "arrived")
 
-        found = waiting.wait(load(), run, stages, timeout=timeout, tell=tell)
+        found = waiting.wait(settings, run, stages, timeout=timeout, tell=tell)
     receipt = found.receipt
     if as_json:
         _say_json(

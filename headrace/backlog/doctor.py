@@ -16,7 +16,7 @@ import psycopg
 from confluent_kafka import KafkaException
 
 from headrace import platforms as platform_files
-from headrace.backlog import database, receipts
+from headrace.backlog import database, reach, receipts
 from headrace.backlog.lag import Reader
 from headrace.backlog.model import GroupLag
 from headrace.config import Settings
@@ -96,6 +96,7 @@ def examine(settings: Settings) -> Diagnosis:
         lags: dict[str, GroupLag] = {}
         reader: Reader | None = None
         try:
+            reach.kafka(settings)
             reader = stack.enter_context(Reader(settings))
             admin = stack.enter_context(clients.admin(settings))
             found += _topics(settings, admin, reader.topology)
