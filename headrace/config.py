@@ -145,8 +145,8 @@ _FILE_VARIABLE = "HEADRACE_CONFIG"
 
 
 def shipped(path: Path) -> Path | None:
-    """What comes with Headrace under this relative path: the clone's, else the installed one."""
-    for candidate in (_PACKAGE.parent / path, _PACKAGE / "shipped" / path):
+    """What comes with Headrace under this relative path: an installation's, else the clone's."""
+    for candidate in (_PACKAGE / "shipped" / path, _PACKAGE.parent / path):
         if candidate.exists():
             return candidate.resolve()
     return None
@@ -227,10 +227,16 @@ def leaves(section: Section, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 def secrets(settings: Settings) -> list[str]:
-    """The secret values in force, for masking."""
-    return [
+    """The secret values in force, for masking; those among `kafka.client` too."""
+    own = [
         value.get_secret_value() for _, value in leaves(settings) if isinstance(value, SecretStr)
     ]
+    return own + [str(value) for key, value in settings.kafka.client.items() if is_secret(key)]
+
+
+def is_secret(key: str) -> bool:
+    """Whether a client property's name says that its value is secret."""
+    return any(word in key for word in ("password", "secret", "jaas", "key.pem"))
 
 
 def _config_file(flag: str | Path | None) -> tuple[Path, bool]:

@@ -12,7 +12,7 @@ import orjson
 import yaml
 from pydantic import SecretStr
 
-from headrace.config import Section, Settings, leaves
+from headrace.config import Section, Settings, is_secret, leaves
 from headrace.errors import ConfigError
 from headrace.log import Mask
 
@@ -90,10 +90,7 @@ def shown(value: Any) -> Any:
         # An address is worth reading, its password is not.
         return Mask()(secret) if "://" in secret else "***"
     if isinstance(value, dict):
-        return {
-            key: "***" if "password" in key or "secret" in key else shown(inner)
-            for key, inner in value.items()
-        }
+        return {key: "***" if is_secret(key) else shown(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [shown(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal
@@ -182,6 +182,22 @@ class Topology:
             elif platform.mode(settings) == "fast" and _is_skipped(group, platform):
                 out[topic.short] = "SCHEDULED"
         return out
+
+    def batch(
+        self, group: Group | str, settings: Settings, platforms: Mapping[str, Platform]
+    ) -> Batch:
+        """When a group's batch ends. Records: `processing.batch_size` of the settings, else the
+        smallest `batch_processing.<group>.batch_size` of its platforms, else the group's own."""
+        group = self.group(group) if isinstance(group, str) else group
+        own = [
+            written.batch_size
+            for topic in group.reads
+            if topic.platform in platforms
+            and (written := platforms[topic.platform].processing.batch_processing.get(group.short))
+            and written.batch_size
+        ]
+        records = settings.processing.batch_size or min(own, default=group.batch.records)
+        return replace(group.batch, records=records)
 
     def schedules(
         self, group: Group, platforms: Mapping[str, Platform]

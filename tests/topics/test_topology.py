@@ -69,6 +69,17 @@ def test_own_numbers_of_a_group_win_one_by_one(tmp_path):
     assert (group.dead_letters.share, group.dead_letters.count) == (0.1, 1000)
 
 
+def test_a_batchs_size_is_the_settings_else_the_platforms_else_the_groups(tmp_path):
+    small = "processing: {batch_processing: {text: {batch_size: 50}}}"
+    settings = settings_with(tmp_path, reddit=small, youtube="")
+    map_, found = topology.load(settings), platforms.load(settings)
+    assert map_.batch("text", settings, found).records == 50
+    assert map_.batch("entities", settings, found).records == 2000
+    file = settings.home / "config" / "headrace.yaml"
+    flagged = config.load({"config": file, "processing.batch_size": 9})
+    assert map_.batch("text", flagged, found).records == 9
+
+
 FAST = "processing: {mode: fast, fast_mode: {skip_sentiment: true, skip_semantic: true}}"
 DISABLED = "processing: {batch_processing: {text: {enabled: false}}}"
 
