@@ -189,13 +189,13 @@ class Topology:
         """When a group's batch ends. Records: `processing.batch_size` of the settings, else the
         smallest `batch_processing.<group>.batch_size` of its platforms, else the group's own."""
         group = self.group(group) if isinstance(group, str) else group
-        own = [
-            written.batch_size
-            for topic in group.reads
-            if topic.platform in platforms
-            and (written := platforms[topic.platform].processing.batch_processing.get(group.short))
-            and written.batch_size
+        read = {topic.platform for topic in group.reads}
+        written = [
+            platform.processing.batch_processing.get(group.short)
+            for name, platform in platforms.items()
+            if name in read
         ]
+        own = [batch.batch_size for batch in written if batch and batch.batch_size]
         records = settings.processing.batch_size or min(own, default=group.batch.records)
         return replace(group.batch, records=records)
 
