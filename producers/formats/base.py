@@ -69,6 +69,8 @@ class Detected:
         if self.delimiter:
             names = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
             parts.append(names.get(self.delimiter, f"delimiter {self.delimiter!r}"))
+        elif self.format == "csv":
+            parts.append("one column")
         if self.format in ("csv", "tsv", "xlsx"):
             line = "row" if self.format == "xlsx" else "line"
             parts.append(f"header on {line} {self.header}" if self.header else "no header")

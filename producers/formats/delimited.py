@@ -26,6 +26,7 @@ from producers.formats.text import (
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 _DELIMITERS = (",", ";", "\t", "|")
+ONE_COLUMN = "\x1f"  # stands nowhere: prose, a line a row
 _SAMPLE_ROWS = 200
 # Stands behind the last line. In a row of its own it is the end; inside a cell, a quote was open.
 _END = "\x1c\x1d headrace: end of file \x1d\x1c"
@@ -62,6 +63,7 @@ class Layout:
 def read_delimited(
     source: Source, encoding: str, layout: Layout, options: ReadOptions
 ) -> Iterator[Row | BadRow]:
+    clean = bad_bytes_seen()
     text = io.TextIOWrapper(
         source.stream(), encoding=encoding, errors=ESCAPE, newline="", write_through=True
     )
@@ -69,7 +71,6 @@ def read_delimited(
     columns, width = layout.columns, layout.width
     if layout.header:
         lines.skip_to_row(layout.header, layout.delimiter)
-    clean = bad_bytes_seen()
     pending, number = lines.pending, lines.number
     try:
         while True:
@@ -135,7 +136,7 @@ def _look(
         cells = cells[:width]  # empty cells behind the last column
     if len(cells) == width:
         return Row(number, dict(zip(layout.columns, cells, strict=True))), True
-    reason = f"has {len(cells)} cells where the header has {width}"
+    reason = f"has {len(cells)} cells, not {width}"
     if len(pending) > 1 and not _well_quoted(pending, layout.delimiter):
         return BadRow(number, "holds a stray quote", _raw(pending[0])), False
     return BadRow(number, reason, _raw("".join(pending))), True
@@ -254,4 +255,6 @@ def _find_delimiter(head: str, whole: bool, tabs: bool) -> str:
     if tabs and scores["\t"][0] >= 0.5:
         return "\t"
     best = max(_DELIMITERS, key=lambda d: scores[d])
-    return best if scores[best][0] >= 0.4 else ("\t" if tabs else ",")
+    if scores[best][0] >= 0.4:
+        return best
+    return "\t" if tabs else ONE_COLUMN

@@ -9,7 +9,7 @@ import orjson
 
 from headrace.errors import HeadraceError
 from producers.formats.base import Detected, Format, ReadOptions, Rows
-from producers.formats.delimited import Layout, read_delimited
+from producers.formats.delimited import ONE_COLUMN, Layout, read_delimited
 from producers.formats.json_tree import find_rows, read_tree
 from producers.formats.jsonl import read_jsonl
 from producers.formats.source import Source
@@ -85,7 +85,7 @@ def _open(source: Source, options: ReadOptions) -> Rows:
             "tsv" if layout.delimiter == "\t" else "csv",
             source.compression,
             encoding,
-            layout.delimiter,
+            None if layout.delimiter == ONE_COLUMN else layout.delimiter,
             layout.header,
             layout.columns,
         )

@@ -36,7 +36,7 @@ def find_header(rows: Sequence[Sequence[Any]], width: int, known: frozenset[str]
 def _is_header(row: Sequence[Any], below: Sequence[Sequence[Any]]) -> bool:
     names = [_cell(c) for c in row]
     filled = [n for n in names if n]
-    if not filled or len(set(filled)) < len(filled) or len(filled) < len(names) / 2:
+    if not filled or len(filled) < len(names) / 2 or len(set(filled)) <= len(filled) / 2:
         return False
     for value, name in zip(row, names, strict=True):
         if not isinstance(value, str) or _NOT_A_NAME.search(name):
