@@ -23,11 +23,13 @@ POLL_SECONDS = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A group that has not passed what it must, or waits for one above it (`left` is 0 then)."""
+    """A group that has not passed what it must (`left` offsets on `topics`), or that waits for
+    the groups in `after` to tell what that is."""
 
     group: str
-    left: int  # offsets, all partitions
+    left: int
     topics: tuple[str, ...]
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,14 @@ class Waited:
         said = [] if self.receipt.ended else [f"publish: run {self.receipt.run} has not ended"]
         for missing in self.missing:
             lag = self.states[missing.group]
-            state = f"{lag.state}{f', {lag.reason}' if lag.reason else ''}"
-            where = f"{missing.left:,} left on {', '.join(missing.topics)}"
-            said.append(f"{missing.group}: {where if missing.left else 'for others'} ({state})")
+            parts = []
+            if missing.left:
+                parts.append(f"{missing.left:,} left on {', '.join(missing.topics)}")
+            if missing.after:
+                parts.append(f"waits for {', '.join(missing.after)}")
+            if lag.members is not None and missing.left:
+                parts.append(f"{lag.state}{f' ({lag.reason})' if lag.reason else ''}")
+            said.append(f"{missing.group}: {'; '.join(parts)}")
         return said
 
 
@@ -83,7 +90,7 @@ class Walk:
             above = [name for name in self._upstream[short] if name in self._groups]
             for name in above:
                 needed |= self._made.get(name, {})
-            waits = any(name not in self._made for name in above)
+            after = tuple(name for name in above if name not in self._made)
             rows = {(p.topic, p.partition): p for p in lags[short].partitions if not p.redo}
             mine = {where: end for where, end in needed.items() if where in rows}
             left_out += [short for where in mine if rows[where].held is not None]
@@ -92,9 +99,10 @@ class Walk:
                 for where, end in mine.items()
                 if rows[where].held is None and rows[where].position < end
             }
-            if behind or waits:
-                topics = tuple(dict.fromkeys(where[0] for where in sorted(behind)))
-                missing.append(Missing(short, sum(behind.values()), topics))
+            if behind or after:
+                names = dict.fromkeys(topic for topic, _ in sorted(behind))
+                shorts = tuple(name.removeprefix(f"{self._topology.project}.") for name in names)
+                missing.append(Missing(short, sum(behind.values()), shorts, after))
             elif short not in self._made:
                 self._made[short] = self._written(short, lags)
         return tuple(missing)

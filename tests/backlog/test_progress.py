@@ -127,7 +127,7 @@ def test_the_walk_goes_from_raw_to_the_ends_of_what_stages_made() -> None:
     stored = {f"postgres<enriched.{short}": 40 for short in STAGES}
     at = {**dict.fromkeys([*STAGES, "postgres"], 100), **stored}
     (last,) = walk.update(run, by_name(sample(at, made)))
-    assert (last.group, last.left, last.topics) == ("postgres", 15, ("p.enriched.text",))
+    assert (last.group, last.left, last.topics) == ("postgres", 15, ("enriched.text",))
     at["postgres<enriched.text"] = 55
     assert walk.update(run, by_name(sample(at, made))) == ()
 
