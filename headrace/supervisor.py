@@ -188,8 +188,6 @@ class Supervisor:
             child.pause.reset()
             return
         child.state, child.reason = str(event.get("state")), str(event.get("reason") or "")
-        if child.state in ("paused", "retrying"):
-            log.warning(child.state, worker=child.name, reason=child.reason)
 
     def _reap(self) -> None:
         for child in self._children:

@@ -41,6 +41,10 @@ def _behind(
     ]
     ends = admin.ends(partitions)
     committed = admin.committed(group.name, [p for p in partitions if ends[p] > 0])
+    past = [p for p, offset in committed.items() if offset > ends[p]]
+    if past:  # it went on meanwhile, or what it read is gone and all that is there is new
+        ends.update(admin.ends(past))
+        committed = {p: offset for p, offset in committed.items() if offset <= ends[p]}
     unread = [p for p in partitions if p not in committed and ends[p] > 0]
     starts = admin.starts(unread)
     return sum(

@@ -31,6 +31,7 @@ from headrace.stream.watchdog import Watchdog
 
 log = get(__name__)
 
+_IDLE_POLLS = 10
 STEP_SECONDS = 60.0  # a commit, a start or an end that takes longer is stuck
 
 
@@ -175,14 +176,16 @@ def _serve(
 ) -> Exit:
     pause = Backoff(place.settings)
     longest = place.settings.processing.retry_max_seconds
+    idle = 0
     while not place.stopping():
         try:
             busy = loop.work()
             pause.reset()
+            idle = 0 if busy else idle + 1
             if busy:
                 say("working")
-            elif place.metrics.state[0] != "working":
-                say("ready")
+            elif place.metrics.state[0] == "starting" or idle >= _IDLE_POLLS:
+                say("ready")  # one poll without messages does not end a pause
             if not busy and finished():
                 break
         except Retry as retry:
