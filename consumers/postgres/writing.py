@@ -47,11 +47,11 @@ def _listed(columns: Iterable[str], prefix: str = "") -> str:
 
 # Without constraints or defaults: a row that does not fit fails where it matters.
 _TEMPORARY = f"""
-CREATE TEMPORARY TABLE incoming_records ON COMMIT DELETE ROWS AS
+CREATE TEMPORARY TABLE IF NOT EXISTS incoming_records ON COMMIT DELETE ROWS AS
   SELECT {_listed(RECORD)} FROM records WITH NO DATA;
-CREATE TEMPORARY TABLE incoming_outcomes ON COMMIT DELETE ROWS AS
+CREATE TEMPORARY TABLE IF NOT EXISTS incoming_outcomes ON COMMIT DELETE ROWS AS
   SELECT {_listed(OUTCOME)} FROM outcomes WITH NO DATA;
-CREATE TEMPORARY TABLE merged_outcomes ON COMMIT DELETE ROWS AS
+CREATE TEMPORARY TABLE IF NOT EXISTS merged_outcomes ON COMMIT DELETE ROWS AS
   SELECT {_listed(OUTCOME)} FROM outcomes WITH NO DATA;
 """
 _EMPTY = "TRUNCATE incoming_records, incoming_outcomes, merged_outcomes"

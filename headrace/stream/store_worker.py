@@ -106,6 +106,7 @@ class StoreLoop:
         self._backoff = Backoff(place.settings)
         self._at: dict[Partition, int | None] = {}  # where PostgreSQL has us; None: nowhere yet
         self._unmirrored: dict[Partition, int] = {}
+        self._arrived: set[Partition] = set()  # assigned since the last mirroring
         self._mirrored = 0.0
         self._measured = 0.0
 
@@ -294,7 +295,7 @@ class StoreLoop:
                 log.warning("waiting for PostgreSQL: %s", _line(error))
                 time.sleep(min(pause.next(), 5.0))
         self._at.update(found)
-        self._unmirrored.update({key: at for key, at in found.items() if at is not None})
+        self._arrived |= found.keys()
         return found
 
     def _stored(
@@ -307,6 +308,11 @@ class StoreLoop:
     def _mirror(self, *, idle: bool) -> None:
         """Best effort, and not at every batch: Kafka's copy is for those who look at the lag."""
         now = time.monotonic()
+        if self._arrived:  # what Kafka knows of these may be older, or newer than a restored table
+            positions = self._source.assigned()
+            for key in self._arrived & positions.keys():
+                self._unmirrored.setdefault(key, positions[key])
+            self._arrived.clear()
         if not self._unmirrored or (not idle and now - self._mirrored < _MIRROR_SECONDS):
             return
         self._mirrored = now

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
 import psycopg
 import pytest
+import yaml
 from confluent_kafka import Message
 
 from consumers.postgres.store import PostgresStore, build
@@ -19,6 +21,7 @@ from headrace.stores import migrate
 from headrace.stores import postgres as servers
 from headrace.stream import topology
 from headrace.stream.wire import Lineage, Position, Revision
+from tests.world import CLONE
 
 ENTITY = {
     "text": "apple", "name": "Apple", "type": "brand", "start": 0, "end": 5,
@@ -27,12 +30,16 @@ ENTITY = {
 
 
 class Database:
-    """A schema of its own, and the store's way into it."""
+    """A schema of its own, and the store's way into it. Stage entities counts as semantic here."""
 
-    def __init__(self, dsn: str, **flags: Any) -> None:
+    def __init__(self, home: Path, dsn: str, **flags: Any) -> None:
         self.project = f"t{uuid.uuid4().hex[:10]}"
+        topics = yaml.safe_load((CLONE / "topics.yaml").read_text())
+        topics["groups"]["entities"]["semantic"] = True
+        path = home / f"{self.project}.yaml"
+        path.write_text(yaml.safe_dump(topics, sort_keys=False))
         self.settings: Settings = config.load(
-            {"project": self.project, "postgres.dsn": dsn, **flags}
+            {"project": self.project, "topics": path, "postgres.dsn": dsn, **flags}
         )
         self.topology = topology.load(self.settings)
         self.numbers = itertools.count()
@@ -166,11 +173,14 @@ RESULTS = {
 
 
 @pytest.fixture(scope="session")
-def databases(postgres: str) -> Iterator[Callable[..., Database]]:
+def databases(
+    postgres: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Database]]:
     made: list[Database] = []
+    home = tmp_path_factory.mktemp("stores")
 
     def make(**flags: Any) -> Database:
-        made.append(Database(postgres, **flags))
+        made.append(Database(home, postgres, **flags))
         return made[-1]
 
     yield make
