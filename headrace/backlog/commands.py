@@ -16,7 +16,7 @@ from rich.live import Live
 from headrace.backlog import reach, report
 from headrace.backlog.model import STALL_SECONDS, GroupLag
 from headrace.config import Settings
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, ServerUnavailable
 
 Loader = Callable[[], Settings]
 
@@ -232,18 +232,21 @@ def _watch(reader: Any, groups: Sequence[str], every: float, detail: str, as_jso
         rated: list[GroupLag] = reader.rated(samples[0], now)
         return rated
 
-    if live:
-        with Live(console=console, auto_refresh=False) as screen:
-            while True:
-                cells = report.rows(sample(), detail=detail, project=project)
-                screen.update(report.table(cells, report.columns(detail)), refresh=True)
-                time.sleep(every)
-    while True:
-        for group in sample():
-            said = report.as_dict(group, reader.stall_seconds) if as_json else report.line(group)
-            click.echo(json.dumps(said) if as_json else said)
-        sys.stdout.flush()
-        time.sleep(every)
+    with Live(console=console, auto_refresh=False) if live else _Nothing() as screen:
+        while True:
+            try:
+                found = sample()
+            except ServerUnavailable as error:  # a broker that restarts does not end the watch
+                click.echo(f"headrace: {error}", err=True)
+            else:
+                if live:
+                    cells = report.rows(found, detail=detail, project=project)
+                    screen.update(report.table(cells, report.columns(detail)), refresh=True)
+                for group in [] if live else found:
+                    told = report.as_dict(group, reader.stall_seconds) if as_json else None
+                    click.echo(json.dumps(told) if told else report.line(group))
+                sys.stdout.flush()
+            time.sleep(every)
 
 
 def _serve(reader: Any, groups: Sequence[str], port: int) -> int:
@@ -288,5 +291,5 @@ class _Nothing:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def update(self, _: str) -> None:
+    def update(self, _: object, refresh: bool = True) -> None:
         pass

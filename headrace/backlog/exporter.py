@@ -12,6 +12,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from headrace.backlog.lag import Reader
 from headrace.backlog.model import GroupLag, State
+from headrace.errors import ServerUnavailable
+from headrace.log import get
+
+log = get(__name__)
 
 PARTITION = ("consumergroup", "topic", "partition")
 
@@ -115,8 +119,15 @@ class _Live:
         return []  # or registering would read lag
 
     def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("headrace_lag_up", "Whether Kafka told the lag")
         with self._lock:
-            now = self._reader.read(self._groups or None, times=True)
+            try:
+                now = self._reader.read(self._groups or None, times=True)
+            except ServerUnavailable as error:
+                log.warning("no lag to tell", reason=str(error))
+                up.add_metric([], 0)
+                return [up]
             rated = self._reader.rated(self._before, now)
             self._before = now
-            return families(rated)
+        up.add_metric([], 1)
+        return [up, *families(rated)]

@@ -22,6 +22,9 @@ from headrace.stream.topology import Topology
 
 OLDEST_SECONDS = 5.0  # the longest to wait for the times of unread messages
 
+# The end of the partition, or what stood there expired since the offsets were asked.
+_NOTHING_THERE = (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET)
+
 Where = tuple[str, int]  # topic, partition
 
 
@@ -208,7 +211,9 @@ def _times_at(
             if where not in open_:
                 continue
             error = message.error()
-            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            if error is not None and error.retriable():
+                continue
+            if error is not None and error.code() not in _NOTHING_THERE:
                 raise ServerUnavailable(f"Kafka does not show {where[0]}: {error.str()}")
             found[(*where, open_.pop(where))] = None if error else message.timestamp()[1]
             consumer.incremental_unassign([TopicPartition(*where)])
