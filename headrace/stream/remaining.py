@@ -39,11 +39,12 @@ def _behind(
     partitions: list[Partition] = [
         (topic.name, number) for topic in topics for number in range(existing.get(topic.name, 0))
     ]
-    ends = admin.ends(partitions)
+    # Not the stable ends: a commit can be seen a moment before what came with it counts as stable.
+    ends = admin.ends(partitions, stable=False)
     committed = admin.committed(group.name, [p for p in partitions if ends[p] > 0])
     past = [p for p, offset in committed.items() if offset > ends[p]]
     if past:  # it went on meanwhile, or what it read is gone and all that is there is new
-        ends.update(admin.ends(past))
+        ends.update(admin.ends(past, stable=False))
         committed = {p: offset for p, offset in committed.items() if offset <= ends[p]}
     unread = [p for p in partitions if p not in committed and ends[p] > 0]
     starts = admin.starts(unread)
