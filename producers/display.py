@@ -62,6 +62,8 @@ class Lines(Quiet):
 
     def opened(self, job: Job, opened: Opened) -> None:
         self._began[job.index] = self._said[job.index] = time.monotonic()
+        if STDIN in job.paths:
+            self._say("standard input: if it is broken off, it cannot be taken up again", err=True)
         if opened.resumed_at:
             self._say(f"{shown(job.path)}: going on behind row {opened.resumed_at:,}")
 

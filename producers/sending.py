@@ -77,7 +77,8 @@ class Sender:
         self._claim = Claim(run, uuid.uuid4().hex)
         self._patience = patience
         self._producer: Producer | None = None
-        self._produce: Callable[..., None] | None = None
+        self._produce: Callable[..., None] = _not_open
+        self._on_delivery = self._delivered_to  # bound once, not for every row
         self._held: list[Held] = []
         self._open = False  # a transaction is
         self._trouble: KafkaException | None = None  # seen while sending; commit deals with it
@@ -92,15 +93,17 @@ class Sender:
 
     def send(self, topic: str, value: bytes, key: bytes, headers: Headers) -> None:
         """Hand one record over; errors come up in `commit`."""
-        held = (topic, value, key, headers)
-        self._held.append(held)
-        if self._trouble is None:
-            try:
-                if not self._open:
-                    self._begin()
-                self._put(held)
-            except KafkaException as trouble:
-                self._trouble = trouble
+        self._held.append((topic, value, key, headers))
+        if self._trouble is not None:
+            return
+        try:
+            if not self._open:
+                self._begin()
+            self._produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
+        except BufferError:
+            self._when_there_is_room(self._held[-1])
+        except KafkaException as trouble:
+            self._trouble = trouble
 
     def commit(self, note: Note) -> None:
         """End the transaction with its note: afterwards both the rows and the note stand.
@@ -144,28 +147,21 @@ class Sender:
         self._producer.begin_transaction()
         self._open = True
 
-    def _put(self, held: Held) -> None:
-        topic, value, key, headers = held
-        produce = self._produce
-        assert produce is not None
-        try:
-            produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
-        except BufferError:
-            self._when_there_is_room(held)
-
     def _when_there_is_room(self, held: Held) -> None:
-        producer, produce = self._producer, self._produce
-        assert producer is not None and produce is not None
         topic, value, key, headers = held
+        assert self._producer is not None
         while True:
-            producer.poll(0.05)
+            self._producer.poll(0.05)
             try:
-                produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
+                self._produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
                 return
             except BufferError:
                 continue  # messages time out, so there is room some day
+            except KafkaException as trouble:
+                self._trouble = trouble
+                return
 
-    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+    def _delivered_to(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             # Always set for a delivered message.
             self._delivered.append((message.topic(), message.partition(), message.offset()))  # type: ignore[arg-type]
@@ -226,14 +222,9 @@ class Sender:
         if self._ledger.note(self._progress) == note:
             self.cover({held[0] for held in self._held})
             return True
-        for held in self._held:
-            try:
-                if not self._open:
-                    self._begin()
-                self._put(held)
-            except KafkaException as trouble:
-                self._trouble = trouble
-                break
+        held, self._held = self._held, []
+        for record in held:
+            self.send(*record)
         return False
 
     def _start(self, deadline: float) -> None:
@@ -282,8 +273,12 @@ class Sender:
         self._producer, self._produce = producer, producer.produce
 
     def _drop(self) -> None:
-        self._producer = self._produce = None
+        self._producer, self._produce = None, _not_open
         self._open = False
         self._trouble = None
         self._refused.clear()
         self._delivered.clear()
+
+
+def _not_open(*_: object, **__: object) -> None:
+    raise RuntimeError("the sender is not open")

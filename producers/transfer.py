@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,10 +26,11 @@ from producers.communities import Communities
 from producers.formats import ReadOptions
 from producers.inputs import Input, Retried, Table, folder_and_name, is_named_in_records
 from producers.mapping import FileName, Mapped, Mapping, Mappings, Rejected, load_mappings
+from producers.pacing import paced
 from producers.receipts import FileEntry, Ledger, Note, Offsets
 from producers.rejects import Reject, RejectsWriter
 from producers.sending import NotSent, Sender, TakenOver
-from producers.sources import stamp
+from producers.sources import STDIN, stamp
 
 log = get(__name__)
 
@@ -126,6 +128,7 @@ def count(number: int, noun: str) -> str:
 
 def hire(settings: Settings, order: Order) -> Transfer:
     """What works on jobs in one process."""
+    gc.set_threshold(100_000, 50, 50)  # rows are many small objects without a circle among them
     return Transfer(settings, order)
 
 
@@ -330,8 +333,10 @@ class _Passage:
                     self._follow(place, input_)
                     items = iter(input_)
                     self._skip(items)
+                    coming = islice(items, self._left())
                     try:
-                        if not self._rows(islice(items, self._left()), input_, stopping):
+                        come = paced(coming) if path == STDIN else coming
+                        if not self._rows(come, input_, stopping):
                             return
                         if self._left() == 0:
                             more = place + 1 < len(self._job.paths)
@@ -339,7 +344,8 @@ class _Passage:
                     finally:
                         self._outcome.left_out += input_.left_out
                         self._outcome.nul_removed += input_.nul_removed
-                if self._job.stamps[place] not in (None, stamp(path)):
+                known = self._job.stamps[place]
+                if known is not None and stamp(path) != known:
                     raise HeadraceError("the file changed while it was read: publish it again")
                 if limited:
                     break
@@ -383,8 +389,11 @@ class _Passage:
             if communities is not None and type(item) is Mapped:
                 communities.add(item.record)
 
-    def _rows(self, items: Iterator[Mapped | Rejected], input_: Input, stopping: Stopping) -> bool:
-        """Send a file's rows; commit whenever a transaction is full. False when told to stop.
+    def _rows(
+        self, items: Iterator[Mapped | Rejected | None], input_: Input, stopping: Stopping
+    ) -> bool:
+        """Send a file's rows; commit whenever a transaction is full, and where None stands among
+        them (no row has come for a while). False when told to stop.
 
         This runs for every row, so what it needs stands in local names.
         """
@@ -417,13 +426,14 @@ class _Passage:
                         break
                     rejected += 1
                     self._reject(item, input_)
-                rows += 1
-                if rows >= cut or size >= most_bytes:
-                    self._commit(rows, published, rejected)
+                rows += item is not None
+                if rows >= cut or size >= most_bytes or item is None:
+                    if rows > entry.rows:
+                        self._commit(rows, published, rejected)
                     cut, size = rows + most_rows, 0
                     if stopping():
                         entry.state = "stopped"
-                        entry.message = "stopped; publish it again to go on"
+                        entry.message = f"stopped; {self._how_to_go_on()}"
                         return False
         except (NotSent, ServerUnavailable):
             raise
@@ -434,6 +444,11 @@ class _Passage:
             raise ended
         self._seen = rows, published, rejected
         return True
+
+    def _how_to_go_on(self) -> str:
+        if STDIN in self._job.paths:
+            return "standard input cannot be taken up again: what is out stands, the rest is lost"
+        return "publish it again to go on"
 
     def _reject(self, item: Rejected, input_: Input) -> None:
         file, line, mapping = input_.origin(item)

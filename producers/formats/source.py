@@ -8,7 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 import zstandard
 
@@ -16,6 +16,7 @@ from headrace.errors import HeadraceError
 from producers.formats.base import MIB, ReadOptions
 
 HEAD_BYTES = MIB
+_PIPE_HEAD_BYTES = 64 * 1024
 _CHUNK = 256 * 1024
 # A zstd block of a few bytes may unpack to 128 KiB: small pieces in keep what comes out bounded.
 _ZSTD_PIECE = 1024
@@ -51,7 +52,9 @@ class Source:
         chunks = _chain(first, packed)
         if self.compression:
             chunks = self._guarded(_UNPACK[self.compression](chunks, self.name))
-        self._head, self._failure, self._rest = _take(chunks, HEAD_BYTES)
+        # A pipe may be slow: what has come of it should not wait for much more.
+        wanted = _PIPE_HEAD_BYTES if self.is_stdin else HEAD_BYTES
+        self._head, self._failure, self._rest = _take(chunks, wanted)
         self.head = b"".join(self._head)
         self.whole = self._rest is None and self._failure is None
         if not self.head:
@@ -95,9 +98,11 @@ class Source:
             self._file.close()
 
     def _raw(self) -> Iterator[bytes]:
+        pipe = cast(io.BufferedReader, self._file)
+        read = pipe.read1 if self.is_stdin else self._file.read
         while True:
             try:
-                chunk = self._file.read(_CHUNK)
+                chunk = read(_CHUNK)
             except OSError as error:
                 raise HeadraceError(
                     f"{self.name} cannot be read on: {error.strerror or error}"
