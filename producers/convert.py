@@ -215,7 +215,7 @@ def _moment(value: Any, formats: tuple[str, ...]) -> datetime | None:
 
 def _stamp(value: float) -> str:
     """Seconds (or milli-, micro-, nanoseconds) since 1970 as RFC 3339."""
-    if value < 1e8:  # 1973; a smaller number is a year, a day of Excel's or nothing
+    if not 1e8 <= value < 1e20:  # before 1973 it is a year, a day of Excel's or nothing
         raise ValueError
     while value >= 1e11:
         value /= 1000
