@@ -7,7 +7,6 @@ the latest stands. `merge` is commutative and associative, so any order of arriv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 NO_WHOLE = -1  # input_rank of a state that has parts only
@@ -28,8 +27,7 @@ class Place(NamedTuple):
         return (self.at, self.topic_id) > (other.at, other.topic_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """An ok result that is served while a later outcome is not ok."""
 
     result: Mapping[str, Any]
@@ -41,8 +39,7 @@ class Served:
     at: str
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """One row of table outcomes.
 
     parts    name of a part → [input rank, rank, *place of its message]; its value is result[name]
@@ -108,7 +105,7 @@ def merge(stored: State, came: State) -> State:
             if earlier is None or later(candidate, earlier):
                 earlier = candidate
     if top.earlier is not earlier or top.floor is not floor:
-        top = replace(top, earlier=earlier, floor=floor)
+        top = top._replace(earlier=earlier, floor=floor)
     return stored if top == stored else top
 
 
@@ -141,7 +138,7 @@ def _with_parts(one: State, other: State) -> State:
         return base
     # A base that is not ok leaves the parts alone to stand; its place in the order is kept.
     result = {**(base.result or {}), **values}
-    return replace(base, outcome="ok", reason=None, result=result, parts=parts)
+    return base._replace(outcome="ok", reason=None, result=result, parts=parts)
 
 
 def _order(state: State) -> list[Any]:

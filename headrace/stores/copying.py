@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 NULL = "\\N"
-_BLOCK = 1 << 20  # characters that are encoded at once
+_BLOCK = 1 << 17  # characters sent at once; PostgreSQL works on them while we make the next
 
 
 def escaped(text: str | None) -> str:
