@@ -8,7 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, Literal
 
 import zstandard
 
@@ -43,7 +43,7 @@ class Source:
         self.name = "standard input" if self.is_stdin else str(path)
         self.path = None if self.is_stdin else Path(path)
         self._options = options
-        self._file = sys.stdin.buffer if self.is_stdin else _open(Path(path))
+        self._file = _standard_input() if self.is_stdin else _open(Path(path))
         self.size = None if self.is_stdin else _size(self._file)
         self.read = 0
         packed = self._raw()
@@ -98,11 +98,9 @@ class Source:
             self._file.close()
 
     def _raw(self) -> Iterator[bytes]:
-        pipe = cast(io.BufferedReader, self._file)
-        read = pipe.read1 if self.is_stdin else self._file.read
         while True:
             try:
-                chunk = read(_CHUNK)
+                chunk = self._file.read(_CHUNK)
             except OSError as error:
                 raise HeadraceError(
                     f"{self.name} cannot be read on: {error.strerror or error}"
@@ -124,6 +122,15 @@ class Source:
                     "If it is meant, raise publishing.max_expansion"
                 )
             yield chunk
+
+
+def _standard_input() -> IO[bytes]:
+    """Unbuffered, so that a read gives what a slow pipe holds and waits for no more."""
+    try:
+        number = sys.stdin.fileno()
+    except (OSError, ValueError):  # replaced by something that is no file
+        return sys.stdin.buffer
+    return io.FileIO(number, "rb", closefd=False)
 
 
 class _ChunkFile(io.RawIOBase):
