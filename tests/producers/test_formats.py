@@ -197,7 +197,7 @@ def test_one_column_of_prose(tmp_path: Path) -> None:
 
 def test_a_row_of_another_width_is_bad_and_the_rest_intact(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "id,text,n\n1,a,1\n2,b\n3,c,3,extra\n4,d,4,,\n\n,,\n5,e,5\n")
-    rows, found = read(path)
+    _rows, found = read(path)
     assert [row.number for row in found] == [2, 3, 4, 5, 8]
     assert [row.reason for row in found if isinstance(row, BadRow)] == [
         "has 2 cells, not 3",
@@ -222,7 +222,7 @@ def test_bytes_that_are_no_text_cost_their_row_alone(tmp_path: Path) -> None:
     lines = [f"{i},grün {i}".encode() for i in range(500)]
     lines[250] = b"250,gr\xfcn"
     path = write(tmp_path / "a.csv", b"id,text\n" + b"\n".join(lines))
-    rows, found = read(path)
+    _rows, found = read(path)
     wrong = [row for row in found if isinstance(row, BadRow)]
     assert [row.number for row in wrong] == [252]
     assert "no utf-8" in wrong[0].reason and wrong[0].raw == "250,gr\\xfcn"
@@ -256,7 +256,10 @@ def test_nul_and_ten_megabytes_in_a_cell(tmp_path: Path) -> None:
     )
 )
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True,
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_csv_that_python_writes_comes_back(tmp_path: Path, cells: list[list[str]]) -> None:
     rows = [dict(zip(("alpha", "beta", "gamma"), row, strict=True)) for row in cells]
@@ -266,7 +269,10 @@ def test_any_csv_that_python_writes_comes_back(tmp_path: Path, cells: list[list[
 
 @given(st.binary(max_size=400))
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True,
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_no_bytes_bring_a_reader_down(tmp_path: Path, data: bytes) -> None:
     path = write(tmp_path / "any", data)
@@ -287,7 +293,7 @@ def test_json_lines_with_broken_ones(tmp_path: Path) -> None:
         b'\xef\xbb\xbf{"id": 1}\r\n{"id": \n\n[1, 2]\n{"id": NaN, "n": Infinity}\n'
         b'{"t": "\\ud800 lone"}\n{"t": "gr\xfcn", "ok": "\xc3\xbc\xc3\xbc"}\n{"id": 2}',
     )
-    rows, found = read(path)
+    _rows, found = read(path)
     assert found == [
         Row(1, {"id": 1}),
         BadRow(2, "is broken JSON", '{"id":'),
@@ -308,19 +314,23 @@ def test_json_lines_over_the_limit(tmp_path: Path) -> None:
     assert len(values(path)) == 4
 
 
+A1, A2 = {"a": 1}, {"a": 2}
+AB = {"a": 1, "b": 2}
+
+
 @pytest.mark.parametrize(
     ("text", "expected", "where"),
     [
-        ('{"data": {"items": [{"a": 1}, {"a": 2}]}, "next": null}', [{"a": 1}, {"a": 2}], "data.items"),
-        ('{"meta": [{"k": 1}], "posts": [{"a": 1}, {"a": 2}, {"a": 3}]}', [{"a": 1}, {"a": 2}, {"a": 3}], "posts"),
-        ('{"title": "t", "fields": ["a", "b"], "values": [[1, 2], [3, 4]]}', [{"a": 1, "b": 2}, {"a": 3, "b": 4}], "values"),
-        ('{"values": [[1, 2]], "columns": [{"name": "a"}, {"name": "b"}]}', [{"a": 1, "b": 2}], "values"),
-        ('[["a", "b"], [1, 2]]', [{"a": 1, "b": 2}], ""),
+        ('{"data": {"items": [{"a": 1}, {"a": 2}]}, "next": null}', [A1, A2], "data.items"),
+        ('{"meta": [{"k": 1}], "posts": [{"a": 1}, {"a": 2}]}', [A1, A2], "posts"),
+        ('{"title": "t", "fields": ["a", "b"], "values": [[1, 2], [1, 2]]}', [AB, AB], "values"),
+        ('{"values": [[1, 2]], "columns": [{"name": "a"}, {"name": "b"}]}', [AB], "values"),
+        ('[["a", "b"], [1, 2]]', [AB], ""),
         ('{"a": 1, "b": {"c": 2}}', [{"a": 1, "b": {"c": 2}}], None),
-        ('{\n "a": 1\n}\n{\n "a": 2\n}', [{"a": 1}, {"a": 2}], None),
+        ('{\n "a": 1\n}\n{\n "a": 2\n}', [A1, A2], None),
         ("[]", [], ""),
     ],
-)  # fmt: skip
+)
 def test_where_rows_stand_in_json(
     tmp_path: Path, text: str, expected: list[Any], where: str | None
 ) -> None:
@@ -380,7 +390,10 @@ json_values = st.recursive(
     st.integers(0, 4),
 )
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True,
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_json_comes_back_however_it_is_cut(
     tmp_path: Path, items: list[dict[str, Any]], indent: int
@@ -477,10 +490,10 @@ def test_zip_bombs_are_stopped(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress),
         ("a.jsonl.zst", zstandard.ZstdCompressor().compress),
     ):
-        path = write(tmp_path / name, pack(line * 400_000))
+        path = write(tmp_path / name, pack(line * 100_000))
         found, error = until_error(path, **small)
-        assert "zip bomb" in error and len(found) < 400_000
-        assert len(values(path)) == 400_000  # under the ordinary limit it is only repetitive
+        assert "zip bomb" in error and len(found) < 100_000
+        assert len(values(path)) == 100_000  # under the ordinary limit it is only repetitive
     path = write(tmp_path / "a.xlsx", xlsx([["id", "text"], ["1", "x" * (8 * MIB)]]))
     assert "when unpacked" in until_error(path, max_load_bytes=MIB)[1]
     # One that lies about its size in the archive's directory.
