@@ -48,6 +48,14 @@ _AWAY = frozenset(
         KafkaError.REQUEST_TIMED_OUT,
     }
 )
+_MOVED = frozenset(
+    {
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+    }
+)
 
 
 class KafkaUnavailable(ServerUnavailable, KafkaException):
@@ -372,14 +380,23 @@ class Admin:
         if not asked:
             return {}
         level = IsolationLevel.READ_COMMITTED if stable else IsolationLevel.READ_UNCOMMITTED
+        deadline = time.monotonic() + TIMEOUT
         with self._asking():
-            futures = self._client.list_offsets(
-                asked, isolation_level=level, request_timeout=TIMEOUT
-            )
-            return {
-                (partition.topic, partition.partition): future.result().offset
-                for partition, future in futures.items()
-            }
+            while True:
+                futures = self._client.list_offsets(
+                    asked, isolation_level=level, request_timeout=TIMEOUT
+                )
+                try:
+                    return {
+                        (partition.topic, partition.partition): future.result().offset
+                        for partition, future in futures.items()
+                    }
+                except KafkaException as error:
+                    # What we know of the leaders is older than a broker's restart: ask anew.
+                    if error.args[0].code() not in _MOVED or time.monotonic() > deadline:
+                        raise
+                    self._client.list_topics(timeout=TIMEOUT)
+                    time.sleep(0.1)
 
     def _looker(self, group: str) -> Consumer:
         """A consumer that never joins its group, kept for the next question."""

@@ -1,8 +1,9 @@
-"""Kills its own worker, once at each moment of a commit.
+"""Stops its own worker, once at each of several moments of its commits.
 
 options:
-  moments   some of MOMENTS, in the order in which they come
-  folder    where each moment leaves a file when it has come
+  moments   some of MOMENTS, in the order in which they come; each one leaves a file of its number
+  folder    where
+  signal    what the worker sends itself then; KILL if left out
 """
 
 from __future__ import annotations
@@ -22,17 +23,15 @@ MOMENTS = ("at work", "written", "offsets sent", "committed")
 
 
 def build(context: Context) -> Process:
-    folder = Path(context.options["folder"])
-    moments = list(context.options["moments"])
+    options: Any = context.options
+    folder, moments = Path(options["folder"]), list(options["moments"])
+    number = signal.Signals[f"SIG{options.get('signal', 'KILL')}"]
 
     def reached(moment: str) -> None:
-        for number, name in enumerate(moments):
-            marker = folder / f"moment-{number}"
-            if not marker.exists():
-                if name == moment:
-                    marker.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return
+        come = sum((folder / str(number)).exists() for number in range(len(moments)))
+        if come < len(moments) and moments[come] == moment:
+            (folder / str(come)).write_text(str(os.getpid()))
+            os.kill(os.getpid(), number)
 
     class Crashing(Producer):
         def send_offsets_to_transaction(self, *arguments: Any) -> None:
