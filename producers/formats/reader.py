@@ -134,7 +134,8 @@ def _text_kind(head: str, named: Format | None) -> Format:
         follows = rest.lstrip()[:1]
         if alone and (follows == "{" or (not follows and named == "jsonl")):
             return "jsonl"
-        if named == "jsonl" and (alone or _is_json(rest.partition("\n")[0]) or len(first) > 2):
+        printed = first.strip() == "{" and follows in ('"', "}", "")  # one object over many lines
+        if named == "jsonl" and not printed:
             return "jsonl"
         return "json"
     if start.startswith("["):

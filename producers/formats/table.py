@@ -11,12 +11,15 @@ from producers.formats.base import ReadOptions
 _LOOK = 12  # rows from the top among which a header is looked for
 _NOT_A_NAME = re.compile(r"^[-+]?[\d.,:/ ]*\d[\d.,:/ ]*(e[+-]?\d+)?%?$|://|[\n\r]|\d{5}", re.I)
 
+_DIGITS = re.compile(r"\d+")
+
 
 def find_header(rows: Sequence[Sequence[Any]], width: int, known: frozenset[str]) -> int | None:
     """Which of the first rows (from 0) is the header, or None if there is none.
 
     A row with several known names is one. Else it is the first full row, unless a cell of it is no
-    name (a number, an address, prose) or comes again below in its own column, as a label does.
+    name (a number, an address, prose) or comes again below in its own column, as a label does, but
+    for its digits (post_17, post_18).
     """
     best, hits = None, 0
     for index, row in enumerate(rows[:_LOOK]):
@@ -43,12 +46,18 @@ def _is_header(row: Sequence[Any], below: Sequence[Sequence[Any]]) -> bool:
             return False
         if len(name) > 80 or (len(name) > 40 and len(name.split()) > 7):
             return False
+    shapes = [_shape(name) for name in names]
     return not any(
-        name and _cell(cell) == name
+        name and (_cell(cell) == name or (shape != name and _shape(_cell(cell)) == shape))
         for other in below
         if list(other) != list(row)
-        for name, cell in zip(names, other, strict=False)
+        for name, shape, cell in zip(names, shapes, other, strict=False)
     )
+
+
+def _shape(text: str) -> str:
+    """post_17 and post_18 are of one shape."""
+    return _DIGITS.sub("#", text)
 
 
 def column_names(header: Sequence[Any] | None, width: int, options: ReadOptions) -> tuple[str, ...]:
