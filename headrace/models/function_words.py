@@ -80,9 +80,9 @@ HINDI = _words(
     logon maa magar mai main maine mat matlab mein mera mere meri milega mujhe mujhko muje nahi
     nahin nai nhi ne paisa paise pata pehle phir pta rah raha rahe rahi rha rhe rhi roz saala saale
     sab sabko sahi sakta sakte sakti sala sale salo sath se shukriya sirf suar suno tab tak tera
-    tere teri tha thi thik tho thoda to toh tu tum tumhara tumhare tumhari tumko tujhe uska uske uski
-    usko unka unke unki unko wahi wala wale wali wo woh yaar yah yaha yahan yahi ye yeh yha yr
-    zyada ka ko ek k h nehi bahot ghus walo walay kay wapis hawa dena denge dete maar maro maare
-    jana jao kb kon jawan ji na se ke jo krlya krdo bas ager kro unhn masla dam mara
+    tere teri tha thi thik tho thoda to toh tu tum tumhara tumhare tumhari tumko tujhe uska
+    uske uski usko unka unke unki unko wahi wala wale wali wo woh yaar yah yaha yahan yahi ye yeh
+    yha yr zyada ka ko ek k h nehi bahot ghus walo walay kay wapis hawa dena denge dete maar maro
+    maare jana jao kb kon jawan ji na se ke jo krlya krdo bas ager kro unhn masla dam mara
     """
 )
