@@ -8,6 +8,7 @@ limits of a transaction keep small.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -21,6 +22,8 @@ from headrace.stream import clients
 from producers.receipts import Claim, Ledger, Note, Offsets, merge_ends, merge_starts
 
 log = get(__name__)
+_SILENT = logging.getLogger(f"{__name__}.librdkafka")
+_SILENT.disabled = True
 
 Headers = list[tuple[str, bytes]]
 Held = tuple[str, bytes, bytes, Headers]  # topic, value, key, headers
@@ -256,6 +259,9 @@ class Sender:
                     # room for key and headers beside the value
                     "message.max.bytes": limit + 65_536,
                     "linger.ms": 50,
+                    # What matters comes up in `commit`; being fenced should not look like a crash.
+                    "error_cb": _note_error,
+                    "logger": _SILENT,
                     # Connect at once: a producer that does not finds no coordinator at first, and
                     # looks again only half a second later.
                     "enable.sparse.connections": False,
@@ -278,6 +284,10 @@ class Sender:
         self._trouble = None
         self._refused.clear()
         self._delivered.clear()
+
+
+def _note_error(error: KafkaError) -> None:
+    log.debug("kafka: %s", error.str())
 
 
 def _not_open(*_: object, **__: object) -> None:
