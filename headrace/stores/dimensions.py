@@ -24,7 +24,7 @@ class Dimension:
         columns: dict[str, str],
         extra: dict[str, str] | None = None,
         *,
-        kept: int = 200_000,
+        kept: int = 50_000,
     ) -> None:
         self._ids: dict[Key, int] = {}
         self._kept = kept
