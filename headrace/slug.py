@@ -1,13 +1,12 @@
-"""One spelling of a community's name."""
+"""One spelling of a community's name, for ids and for putting spellings together."""
 
 from __future__ import annotations
 
 import re
 
-_PREFIX = re.compile(r"^/?[ruc]/", re.IGNORECASE)
-_REST = re.compile(r"[^\w]+|_+")
+_REST = re.compile(r"[^\w.-]+")
 
 
 def slug(name: str) -> str:
-    """`r/Data_Science` → `data-science`; empty where nothing is left."""
-    return _REST.sub("-", _PREFIX.sub("", name.strip()).casefold()).strip("-")
+    """As it stands in addresses: "Dr. Oetker & Co" → "dr.-oetker-co"; empty if nothing is left."""
+    return _REST.sub("-", name.casefold()).strip("-")

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
+from headrace.slug import slug as plain_slug
 from producers.convert import MAX_ID
 
 _EXACT = 4_096  # so many different things are counted exactly
 _REGISTERS = 4_096  # more are estimated, within about 1.6 %
 _TITLE = 300  # characters of a best post's title or text
-_SLUG = re.compile(r"[^\w.-]+")
 _RANKED_BY = ("score", "likes", "reactions", "views")
 
 
@@ -62,9 +61,8 @@ class Communities:
 
 
 def slug_of(name: str, platform: str = "") -> str:
-    """A community's name as it stands in addresses and ids: "Dr. Oetker & Co" → "dr.-oetker-co"."""
-    slug = _SLUG.sub("-", name.casefold()).strip("-")
-    return slug[: MAX_ID - len(f"community:{platform}:")]
+    """A community's slug, short enough for an id."""
+    return plain_slug(name)[: MAX_ID - len(f"community:{platform}:")]
 
 
 class _Community:

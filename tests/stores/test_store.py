@@ -15,7 +15,7 @@ ODD = "tab\there, line\nend, \\N back\\slash, \r, emoji 🐙👩‍👩‍👧, 
 
 def test_content_comes_back_as_it_was(database: Database) -> None:
     message = database.raw(
-        "odd\\id", 1, text=ODD, title=ODD, author=ODD, community="r/Data_Science",
+        "odd\\id", 1, text=ODD, title=ODD, author=ODD, community="Dr. Oetker & Co",
         url="https://x.org/?a=\\", created_at="2013-08-01T12:00:00Z", lang="en",
         metrics={"score": -3, "likes": 1.5}, labels={"a": ODD}, parent_id="p1",
     )  # fmt: skip
@@ -26,12 +26,12 @@ def test_content_comes_back_as_it_was(database: Database) -> None:
     )
     assert row == [
         (
-            "post:reddit:odd\\id", ODD, ODD, ODD, "r/Data_Science", "https://x.org/?a=\\",
+            "post:reddit:odd\\id", ODD, ODD, ODD, "Dr. Oetker & Co", "https://x.org/?a=\\",
             "2013-08-01 12:00:00+00", {"score": -3, "likes": 1.5}, ODD, "p1", "r1",
         )
     ]  # fmt: skip
     assert database.sql("SELECT value FROM records") == [((message.value() or b"").decode(),)]
-    assert database.sql("SELECT slug FROM dim_community") == [("data-science",)]
+    assert database.sql("SELECT slug FROM dim_community") == [("dr.-oetker-co",)]
 
 
 def test_messages_that_are_none_become_dead_letters(database: Database) -> None:
@@ -199,7 +199,7 @@ def test_communities_count_what_is_stored(database: Database) -> None:
     database.write(
         [
             database.message("raw.communities", value["id"], value),
-            database.raw("a", 1, community="r/technology", author="x"),
+            database.raw("a", 1, community="technology", author="x"),
             database.raw("b", 2, community="Technology", author="y"),
         ]
     )
