@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from psycopg import sql
 
 from headrace import config, servers
 from headrace.config import Settings
 from headrace.servers import Tuning
 from headrace.servers.guard import throwaway_folder
-from headrace.stores import migrate
+from headrace.stores import migrate, postgres
 from headrace.stream import clients, topics
 
 HERE = Path(__file__).parent
@@ -55,6 +56,8 @@ class Rig:
         finally:
             with clients.admin(settings) as admin:
                 admin.delete([topic for topic in admin.topics() if topic.startswith(f"{name}.")])
+            with postgres.connect(settings, autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
             shutil.rmtree(home, ignore_errors=True)
 
 
