@@ -323,7 +323,7 @@ def measure(sentences: list[Sentence]) -> dict[str, Any]:
     for class_ in sorted(known - {"surname"}):
         measured = class_.replace("platform.", "common.")  # the corpus is of no platform
         classes[class_] = {}
-        for form in FORMS:
+        for form in gazetteer.FORMS:
             confidence = 0.0
             for level in (groups[""], groups[_group(measured)], cells[measured]):
                 count, right = level[form]
@@ -350,7 +350,6 @@ def measure(sentences: list[Sentence]) -> dict[str, Any]:
 PRIOR_WEIGHT = 3
 SMALL = ("town", "school", "executive", "athlete")
 BANDS = ("word", "chat", "words", "name", "names")
-FORMS = ("exact", "beside", "cased", "first", "upper", "loud", "lower", "tag")
 
 
 GROUPS = {

@@ -41,7 +41,9 @@ _INVISIBLE = re.compile(
     "\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]"
 )
 _JOINER = re.compile("[\u200c\u200d]+")
-_MARKDOWN_LINK = re.compile(r"!?\[([^\[\]\n]{0,300})\]\(((?:https?://|/|www\.)[^()\s]{0,2000})\)")
+_MARKDOWN_LINK = re.compile(
+    r"!?\[([^\[\]\n]{0,300})\]\(((?:https?://|/|www\.)(?:[^()\s]|\([^()\s]{0,200}\)){0,2000})\)"
+)
 _URL = re.compile(
     rf"(?:https?://|(?<![\w.@])www\.)[^{_NOT_IN_URL}]+"
     rf"|(?<![\w.@/-])(?:[a-z0-9-]{{1,63}}\.){{1,4}}(?:{_TLD})/[^{_NOT_IN_URL}]*",
@@ -52,7 +54,7 @@ _MENTION = re.compile(
     r"(?<![\w@./+-])@([A-Za-z0-9_]{1,64}(?:[.-][A-Za-z0-9_]{1,64}){0,8})"
     r"|(?<![\w/])/?u/([A-Za-z0-9_-]{3,20})(?![\w/-])"
 )
-_WORD = re.compile(rf"[\u3400-\u9fff\u3040-\u30ff]|[{_LETTER}]+(?:['’-][{_LETTER}]+)*")
+_WORD = re.compile(rf"[\u3400-\u9fff\u3040-\u30ff]|\w[{_LETTER}]*(?:['’-]\w[{_LETTER}]*)*")
 # The same for ASCII, where most texts are and a small class is four times as fast.
 _ASCII_WORD = re.compile(r"[A-Za-z0-9_]+(?:['-][A-Za-z0-9_]+)*")
 _SENTENCE_END = re.compile(r"[.!?…۔؟।。！？]+(?=[\s\"'”’)\]]|$)|[。！？]+|\n+")

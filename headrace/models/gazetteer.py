@@ -31,11 +31,13 @@ from headrace.errors import ConfigError
 
 TYPES = frozenset(("brand", "product", "organisation", "place", "person"))
 METHOD = "dictionary"
+FORMS = ("exact", "beside", "cased", "first", "upper", "loud", "lower", "tag")
 MAX_WORDS = 8
 MAX_MATCHES = 1_000  # of one text; a list of all towns is no news
 
 _TOKEN = re.compile(r"[@#]?\w+")
-_GAP = re.compile(r"[ \t]?(?:&amp;|[-.&'’/+!])?[ \t]?")
+_GAP = re.compile(r"[ \t]|[ \t]?(?:&amp;|[-&'’/+])[ \t]?")
+_DOTS = frozenset((".", ". ", " .", " . "))  # "St. Louis", "J.K. Rowling", but no end of a sentence
 _URL = re.compile(r"(?:https?://|www\.)\S+")
 _WORDS = re.compile(r"\w+")
 
@@ -69,13 +71,14 @@ class Match:
 
 
 class Terms:
-    """Terms by their words in lower case, and for each first word the longest term it begins."""
+    """Terms by their words in lower case; ``begins`` maps a first word to the number of words of
+    the longest term that begins with it."""
 
-    __slots__ = ("_by_words", "_longest")
+    __slots__ = ("_by_words", "begins")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._by_words: dict[str, Entry] = {}
-        self._longest: dict[str, int] = {}
+        self.begins: dict[str, int] = {}
         for entry in entries:
             self.add(entry)
 
@@ -89,11 +92,8 @@ class Terms:
             return
         self._by_words.setdefault(" ".join(words), entry)
         first = words[0]
-        if len(words) > self._longest.get(first, 0):
-            self._longest[first] = len(words)
-
-    def longest(self, first: str) -> int:
-        return self._longest.get(first, 0)
+        if len(words) > self.begins.get(first, 0):
+            self.begins[first] = len(words)
 
     def get(self, words: str) -> Entry | None:
         return self._by_words.get(words)
@@ -169,7 +169,17 @@ class Gazetteer:
         lower = [text[start:end].lower() for start, end in spans]
         reading = _Reading(text, spans, lower, _is_loud(text, spans), self._platforms.get(platform))
         index = 0
+        begins, own = self._terms.begins, reading.own
         while index < len(spans):
+            first = lower[index]
+            if (
+                first not in begins
+                and first not in self._given
+                and first[0] not in "#@"
+                and (own is None or first not in own.begins)
+            ):
+                index += 1  # as with most words
+                continue
             found = self._at(reading, index)
             if found is None:
                 index += 1
@@ -195,9 +205,9 @@ class Gazetteer:
         text, spans, lower, own = reading.text, reading.spans, reading.lower, reading.own
         first = lower[index]
         bare = first[1:] if first[0] == "#" else first
-        longest = self._terms.longest(bare)
+        longest = self._terms.begins.get(bare, 0)
         if own is not None:
-            longest = max(longest, own.longest(first), own.longest(bare))
+            longest = max(longest, own.begins.get(first, 0), own.begins.get(bare, 0))
         best = 0
         entry: Entry | None = None
         if longest:
@@ -205,12 +215,14 @@ class Gazetteer:
             while (
                 reach < longest
                 and index + reach < len(spans)
-                and _GAP.fullmatch(text, spans[index + reach - 1][1], spans[index + reach][0])
+                and _joined(text, spans[index + reach - 1], spans[index + reach])
             ):
                 reach += 1
             for length in range(reach, 0, -1):
                 rest = lower[index + 1 : index + length]
-                entry = self._entry(" ".join([first, *rest]), " ".join([bare, *rest]), own)
+                entry = self._entry(" ".join([bare, *rest]), own)
+                if entry is None and bare != first and own is not None:
+                    entry = own.get(" ".join([first, *rest]))
                 if entry is not None and _spelt(entry, text, spans, index, length):
                     best = length
                     break
@@ -221,12 +233,9 @@ class Gazetteer:
                 return full
         return None if entry is None else (best, entry[3], entry[1], entry[2])
 
-    def _entry(self, written: str, bare: str, own: Terms | None) -> Entry | None:
-        if own is not None:
-            entry = own.get(written) or own.get(bare)
-            if entry is not None:
-                return entry
-        return self._terms.get(written) or self._terms.get(bare)
+    def _entry(self, words: str, own: Terms | None) -> Entry | None:
+        entry = own.get(words) if own is not None else None
+        return entry or self._terms.get(words)
 
     def _full_name(self, reading: _Reading, index: int) -> tuple[int, str, str, str] | None:
         """A given name with the names that follow it at once, up to four words in all.
@@ -264,11 +273,20 @@ class Gazetteer:
         return best - index + 1, name, "person", class_
 
 
+def _joined(text: str, word: tuple[int, int], following: tuple[int, int]) -> bool:
+    """Whether two words may belong to one name, by what stands between them."""
+    if _GAP.fullmatch(text, word[1], following[0]):
+        return True
+    return word[1] - word[0] <= 2 and text[word[1] : following[0]] in _DOTS
+
+
 def _spelt(entry: Entry, text: str, spans: list[tuple[int, int]], index: int, length: int) -> bool:
     """Terms made of snippets ("AT&T", "E! ") must stand as they are spelt, but for case."""
     if length == 1 or any(len(word) > 2 for word in key(entry[0])):
         return True
-    return text[spans[index][0] : spans[index + length - 1][1]].lower() == entry[0].lower()
+    return text[spans[index][0] : spans[index + length - 1][1]].lower() == (
+        entry[0].lower().strip(".! ")
+    )
 
 
 def _form(text: str, start: int, end: int, name: str, loud: bool) -> str:
