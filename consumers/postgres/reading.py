@@ -106,9 +106,9 @@ class Reader:
         if topic == self._group.redo.name:
             for name, content in headers:
                 found = _unpacked(content) if name == HEADER else None
-                if found is not None:
+                if found is not None and _fits(found.input):
                     topic, partition, offset = found.input
-        reason = reason[:_REASON]
+        reason = _printable(reason)[:_REASON]
         batch.own.append(reason)
         batch.letters.append(
             Letter(
@@ -121,7 +121,7 @@ class Reader:
                 message.timestamp()[1],
                 message.key(),
                 message.value(),
-                {name: _printable(content) for name, content in headers},
+                {_printable(name): _printable(content) for name, content in headers},
             )
         )
 
@@ -199,7 +199,7 @@ class Reader:
 
     def _letter(self, group: str) -> Read:
         def read(message: Message, batch: Batch) -> None:
-            headers = {name: _printable(content) for name, content in _headers(message)}
+            headers = {_printable(name): _printable(content) for name, content in _headers(message)}
             said = {n.removeprefix(_ERRORS): v for n, v in headers.items() if n.startswith(_ERRORS)}
             try:
                 partition, offset = int(said["partition"]), int(said["offset"])
@@ -358,9 +358,7 @@ def _unpacked(packed: bytes | str | None) -> Lineage | None:
         revision, run, input_rank, rank, parts, position = text.split(";")
         topic_id, partition, offset, appended = revision.split(":")
         topic, input_partition, input_offset = position.rsplit(":", 2)
-        if "\0" in text:
-            return None
-        return Lineage(
+        lineage = Lineage(
             Place(topic_id, int(partition), int(offset), int(appended)),
             run,
             int(input_rank),
@@ -370,6 +368,13 @@ def _unpacked(packed: bytes | str | None) -> Lineage | None:
         )
     except ValueError:  # UnicodeDecodeError is one
         return None
+    return None if "\0" in text else lineage
+
+
+def _fits(place: tuple[str, int, int]) -> bool:
+    """Whether a place that somebody names can be one, so that its dead letter can be written."""
+    topic, partition, offset = place
+    return len(topic) < 250 and partition < 2**31 and offset < 2**63
 
 
 def _printable(content: bytes | str | None) -> str:
@@ -379,7 +384,10 @@ def _printable(content: bytes | str | None) -> str:
 
 
 def _headers(message: Message) -> list[tuple[str, bytes | str | None]]:
-    return message.headers() or []  # type: ignore[return-value]
+    try:
+        return message.headers() or []  # type: ignore[return-value]
+    except (UnicodeDecodeError, SystemError):
+        return []  # names that are no text
 
 
 def _int(number: int | None) -> int:

@@ -161,8 +161,8 @@ def _posts(stages: Sequence[StageRow]) -> str:
         ],
         "sentiment": [
             ("result->>'label'", "sentiment"),
-            ("(result->>'score')::real", "sentiment_score"),
-            ("(result->>'confidence')::real", "sentiment_confidence"),
+            ("(result->>'score')::double precision", "sentiment_score"),
+            ("(result->>'confidence')::double precision", "sentiment_confidence"),
             ("stale", "sentiment_stale"),
         ],
     }

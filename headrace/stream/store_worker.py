@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -157,7 +158,8 @@ class StoreLoop:
         }
         batch = self._store.read(cut.messages)
         dead = list(batch.own)
-        self._limits.add(len(cut.messages), dead)
+        limits = copy(self._limits)  # counted once the batch is stored, however often it is tried
+        limits.add(len(cut.messages), dead)
 
         def transaction(whole: bool) -> None:
             with connection.transaction():
@@ -166,7 +168,7 @@ class StoreLoop:
                 if whole:
                     self._store.write(connection, batch)
                 else:
-                    dead[:] = self._write_in_parts(connection, cut.messages)
+                    dead[:] = self._write_in_parts(connection, cut.messages, copy(limits))
 
         def attempt(whole: bool) -> None:
             try:
@@ -183,15 +185,19 @@ class StoreLoop:
                 raise
             log.warning("a batch is refused, looking for the message: %s", _line(error))
             attempt(False)
+        limits.add(0, dead[len(batch.own) :])
+        self._limits = limits
         self._at.update(cut.after)
         return {"ok": len(cut.messages) - len(dead), "dead": len(dead)}
 
     def _write_in_parts(
-        self, connection: psycopg.Connection, messages: Sequence[Message]
+        self, connection: psycopg.Connection, messages: Sequence[Message], limits: DeadLetterCount
     ) -> list[str]:
-        """Write what can be written; returns the reasons of all dead letters."""
-        dead: list[str] = []
+        """Write what can be written; returns the reasons of all dead letters, these found last."""
+        known: list[str] = []
+        found: list[str] = []
         waiting = [messages]
+        self._store.forget()
         while waiting:
             part = waiting.pop()
             batch = self._store.read(part)
@@ -199,7 +205,7 @@ class StoreLoop:
                 with connection.transaction():  # a savepoint
                     self._store.resolve(connection, batch)
                     self._store.write(connection, batch, again=True)
-                dead += batch.own
+                known += batch.own
             except _GUILT as error:
                 self._store.forget()
                 if len(part) > 1:
@@ -213,9 +219,9 @@ class StoreLoop:
                 )  # fmt: skip
                 buried = self._store.bury(part[0], type(error).__name__, reason)
                 self._store.write(connection, buried, again=True)
-                self._limits.add(0, [reason])
-                dead.append(reason)
-        return dead
+                found.append(reason)
+                limits.add(0, [reason])
+        return known + found
 
     def _undo(self, cut: Cut, error: BaseException) -> None:
         """Nothing of the cut is stored, as far as we know: read it again. Raises Retry where the

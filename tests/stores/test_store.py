@@ -70,6 +70,24 @@ def test_messages_that_are_none_become_dead_letters(database: Database) -> None:
     assert database.sql("SELECT count(*) FROM dead_letters") == [(len(bad),)]
 
 
+def test_whatever_a_message_says_its_letter_can_be_written(database: Database) -> None:
+    huge = 10**30
+    for header in (
+        f"A:0:1:2;r;0;0;;{'t' * 9000}:{huge}:{huge}".encode(),
+        b"A:0:1:2;r;0;0;;t\0:1:1",
+        b"\xff\0;;;",
+        b"",
+    ):
+        names = [("hr", header), ("na\0me", b"\0")]
+        message = database.message("postgres.redo", b"\0\xff", b"\0", names)
+        buried = database.store(database.connection).bury(message, "E", "reason \0" * 999)
+        with database.connection.transaction():
+            database.store(database.connection).write(database.connection, buried, again=True)
+    assert database.sql("SELECT count(*) FROM dead_letters WHERE topic LIKE '%.postgres.redo'") == [
+        (4,)
+    ]
+
+
 def test_dead_letters_of_stages_count_once(database: Database) -> None:
     headers = {
         "topic": "p.raw.posts.reddit", "partition": "1", "offset": "7", "connector.name": "text",

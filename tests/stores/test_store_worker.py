@@ -1,61 +1,17 @@
-"""The store's worker on real servers: positions, fences, refused batches, kills."""
+"""The store's worker on real servers: positions, fences, refused batches."""
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import orjson
-import pytest
 from confluent_kafka.admin import AdminClient
 
-from headrace import servers
 from headrace.stream import clients
 from headrace.stream.faults import Exit
-from headrace.stream.wire import Lineage, Position, Revision
+from tests.stores.waiting import caught_up, stored
 from tests.world import World, wait_for
-
-
-def stored(world: World, rows: int) -> Callable[[], bool]:
-    return lambda: world.sql("SELECT count(*) FROM records") == [(rows,)]
-
-
-def caught_up(world: World) -> bool:
-    """PostgreSQL has everything, and Kafka's copy of the positions says so too."""
-    group = world.topology.group("postgres")
-    partitions = [
-        (topic.name, number)
-        for topic in (*group.reads, group.redo)
-        for number in range(topic.partitions)
-    ]
-    ends = world.admin.ends(partitions, stable=True)
-    ids = world.admin.topic_ids()
-    mirrored = world.admin.committed(group.name, partitions)
-    rows = world.sql(
-        "SELECT topic, partition, topic_id, next FROM offsets WHERE \"group\" = 'postgres'"
-    )
-    ours = {(topic, part): following for topic, part, uid, following in rows if ids[topic] == uid}
-    busy = {partition: end for partition, end in ends.items() if end > 0}
-    return busy.items() <= ours.items() and busy.items() <= mirrored.items()
-
-
-def enrich(world: World, values: list[dict[str, Any]], root: int, stage: str = "sentiment") -> None:
-    """Outcomes as a stage would write them; `root` is the offset of the records' revision."""
-    topic = f"{world.project}.raw.posts.reddit"
-    revision = Revision(world.admin.topic_ids()[topic], 0, root, 1_700_000_000_000)
-    header = Lineage(revision, "r1", 0, 1, (), Position(topic, 0, root)).pack()
-    for value in values:
-        envelope = {
-            "id": value["id"], "kind": "post", "platform": "reddit", "stage": stage,
-            "outcome": "drop", "reason": "test", "version": "1", "at": "2026-11-21T09:00:00.000Z",
-        }  # fmt: skip
-        world.send(
-            f"enriched.{stage}", value["id"], orjson.dumps(envelope), {"hr": header}, flush=False
-        )
-    world.flush()
 
 
 def test_only_the_guilty_become_dead_letters(world: World) -> None:
@@ -143,88 +99,3 @@ def test_a_topic_made_anew_starts_from_its_beginning(world: World) -> None:
 def _made(world: World, topics: Any, name: str) -> bool:
     topics.ensure(world.settings, world.topology, world.admin)
     return name in world.admin.topics()
-
-
-@pytest.mark.crash
-def test_kills_leave_no_trace(worlds: Callable[..., World]) -> None:
-    """kill -9 whenever some more is stored, two members at a time: as if nothing had happened."""
-
-    def change(topics: dict[str, Any]) -> None:
-        topics["groups"]["postgres"]["batch"] = {"records": 50}
-
-    world = worlds(change=change)
-    chance = random.Random(7)
-    values = world.post(n=1500, author="someone")
-    enrich(world, values, 1)
-    world.post(n=700, texts=["second revision"])
-    for native in range(0, 300, 3):
-        world.delete(f"post:reddit:{native}")
-    workers = [world.start_worker("postgres") for _ in range(2)]
-    for _ in range(4):
-        before = _seen(world)
-        try:
-            wait_for(lambda before=before: _seen(world) > before or caught_up(world))
-        finally:
-            victim = workers.pop(chance.randrange(2))
-            victim.kill()
-            victim.wait()
-        workers.append(world.start_worker("postgres"))
-    wait_for(lambda: caught_up(world), 120, lambda: world.log_of(workers[-1]))
-    _check(world)
-
-
-@pytest.mark.crash
-def test_postgresql_may_be_killed_under_it(
-    kafka: str, local_server: Callable[..., servers.LocalServer], tmp_path: Path
-) -> None:
-    server = local_server("postgres")
-    home = tmp_path / "own"
-    home.mkdir()
-
-    def change(topics: dict[str, Any]) -> None:
-        topics["groups"]["postgres"]["batch"] = {"records": 50}
-
-    flags = {"processing.retry_seconds": 0.1, "processing.retry_max_seconds": 0.5}
-    world = World(home, kafka, str(server.address), flags=flags, change=change)
-    try:
-        values = world.post(n=1500, author="someone")
-        worker = world.start_worker("postgres")
-        for step in range(3):
-            wait_for(
-                lambda step=step: _seen(world) > 300 * step, message=lambda: world.log_of(worker)
-            )
-            server.kill()
-            server.start()
-            if step == 0:
-                enrich(world, values, 1)
-                world.post(n=700, texts=["second revision"])
-                for native in range(0, 300, 3):
-                    world.delete(f"post:reddit:{native}")
-        wait_for(lambda: caught_up(world), 120, lambda: world.log_of(worker))
-        assert worker.poll() is None, "the worker itself goes on"
-        _check(world)
-    finally:
-        world.drop()
-
-
-def _seen(world: World) -> int:
-    """Messages stored by now."""
-    return int(world.sql("SELECT coalesce(sum(next), 0)::bigint FROM offsets")[0][0])
-
-
-def _check(world: World) -> None:
-    """What 1500 posts, 700 second revisions and 100 deletions leave, told without the store."""
-    expected = {}
-    for native in range(1500):
-        deleted = native < 300 and native % 3 == 0
-        text = "second revision" if native < 700 else "The new phone is great, I love it"
-        expected[f"post:reddit:{native}"] = (deleted, None if deleted else text)
-    rows = world.sql("SELECT id, deleted, text FROM records")
-    assert {row[0]: row[1:] for row in rows} == expected
-    assert world.sql("SELECT count(*), count(DISTINCT record_id), min(reason) FROM outcomes") == [
-        (1500, 1500, "test")
-    ]
-    assert world.sql("SELECT count(*) FROM dead_letters") == [(0,)]
-    assert world.sql("SELECT sum(ok + dropped + dead + pending) = sum(records) FROM coverage") == [
-        (True,)
-    ]
