@@ -10,7 +10,7 @@ from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.servers import install, state
 from headrace.servers.kafka import Kafka
 from headrace.servers.kind import Address, Kind, Tuning
-from headrace.servers.ports import free_port, is_free
+from headrace.servers.ports import comes_free, free_port, is_free
 from headrace.servers.postgres import Postgres
 from headrace.servers.process import Process, spawn
 from headrace.servers.say import Say, quiet
@@ -160,7 +160,7 @@ class LocalServer:
         ports: dict[str, int] = {}
         for use in self.kind.ports:
             port = last.get(use, 0)
-            if port and not is_free(port):
+            if port and not comes_free(port):
                 self.say(f"{name}: port {port} is taken by another program, so it gets a new one")
                 port = 0
             ports[use] = port or free_port(set(ports.values()) | set(last.values()))

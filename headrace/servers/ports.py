@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -18,6 +19,17 @@ def is_free(port: int) -> bool:
             probe.bind((HOST, port))
         except OSError:
             return False
+    return True
+
+
+def comes_free(port: int, patience: float = 10.0) -> bool:
+    """Whether a port is free soon: the threads of a server that was just killed hold it for a
+    moment, though the process counts as gone."""
+    deadline = time.monotonic() + patience
+    while not is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
     return True
 
 
