@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import click
@@ -111,6 +112,9 @@ def worker(
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     topics = subscription(settings, topology, found)
+    if settings.processing.batch_size is not None:
+        batch = replace(found.batch, records=settings.processing.batch_size)
+        found = replace(found, batch=batch)
     return workers.run(
         settings,
         topology,

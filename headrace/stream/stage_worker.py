@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -89,7 +91,10 @@ class StageLoop:
         )
         self._producer: Producer | None = None
         self._in_transaction = False
+        self._second = ThreadPoolExecutor(1, "offsets")
         self._measured = 0.0
+        self._started = 0.0  # the batch at hand
+        self._counts: dict[str, int] = {}
 
     def open(self) -> None:
         if self._producer is None:
@@ -107,15 +112,14 @@ class StageLoop:
         if cut is None:
             self._measure()
             return False
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         try:
-            outgoing, summary = self._answer(cut, started) if cut.messages else ([], {})
-            self._commit(cut, outgoing)
+            self._commit(cut, self._answers(cut) if cut.messages else ())
         except BaseException:
             self._rollback(cut)
             raise
         if cut.messages:
-            self._place.metrics.committed(summary, time.perf_counter() - started)
+            self._place.metrics.committed(self._counts, time.perf_counter() - self._started)
         self._measure()
         return bool(cut.messages)
 
@@ -127,87 +131,113 @@ class StageLoop:
 
     # -- commit: the whole order of it
 
-    def _commit(self, cut: Cut, outgoing: Sequence[Outgoing]) -> None:
+    def _commit(self, cut: Cut, outgoing: Iterable[Outgoing]) -> None:
         """Everything or nothing. `cut.member` lets the broker refuse a member that is gone."""
-        assert self._producer is not None
+        producer = self._producer
+        assert producer is not None
         with self._place.watchdog.step("commit", STEP_SECONDS):
-            self._producer.begin_transaction()
+            producer.begin_transaction()
             self._in_transaction = True
-            for topic, key, value, headers in outgoing:
-                self._produce(topic, key, value, headers)
-            self._insist(
-                lambda producer: producer.send_offsets_to_transaction(
-                    cut.offsets(), cut.member, _TRY_SECONDS
-                )
-            )
-            self._insist(lambda producer: producer.commit_transaction(_TRY_SECONDS))
+            # The offsets belong to the transaction wherever they come in it. They take two round
+            # trips, as long as the messages take to be written: so they go side by side.
+            with self._beside(lambda: self._send_offsets(cut)):
+                for topic, key, value, headers in outgoing:
+                    try:
+                        producer.produce(topic, value, key, headers=headers)
+                    except BufferError:
+                        self._produce_when_possible(topic, key, value, headers)
+            self._insist(lambda: producer.commit_transaction(_TRY_SECONDS))
             self._in_transaction = False
         self._source.done(cut)
 
+    def _send_offsets(self, cut: Cut) -> None:
+        producer = self._producer
+        assert producer is not None
+        offsets = cut.offsets()
+        self._insist(
+            lambda: producer.send_offsets_to_transaction(offsets, cut.member, _TRY_SECONDS)
+        )
+
     def _rollback(self, cut: Cut) -> None:
         """Undoes the transaction, if one is open, and has the cut read again."""
+        producer = self._producer
+        assert producer is not None
         self._place.metrics.rollbacks.inc()
         if self._in_transaction:
             with self._place.watchdog.step("abort", STEP_SECONDS):
-                self._insist(lambda producer: producer.abort_transaction(_TRY_SECONDS))
+                self._insist(lambda: producer.abort_transaction(_TRY_SECONDS))
             self._in_transaction = False
         self._source.rewind(cut)
 
-    def _produce(
+    def _produce_when_possible(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Headers
     ) -> None:
         assert self._producer is not None
         while True:
-            try:
+            self._producer.poll(0.1)  # its queue is full; the watchdog sees to the rest
+            with suppress(BufferError):
                 self._producer.produce(topic, value, key, headers=headers)
                 return
-            except BufferError:
-                self._producer.poll(0.1)  # the queue is full; the watchdog sees to the rest
 
-    def _insist(self, call: Callable[[Producer], object]) -> None:
+    def _insist(self, call: Callable[[], object]) -> None:
         """Makes a call again while it fails in a way that passes; the watchdog ends that."""
-        assert self._producer is not None
         while True:
             try:
-                call(self._producer)
+                call()
                 return
             except KafkaException as error:
                 found = kafka_error(error)
                 if found is None or found.txn_requires_abort() or not found.retriable():
                     raise
-                self._producer.poll(0.1)
+                time.sleep(0.1)
+
+    @contextmanager
+    def _beside(self, call: Callable[[], None]) -> Iterator[None]:
+        """Makes a call in another thread while the block runs; its error is the block's."""
+        done = self._second.submit(call)
+        try:
+            yield
+        except BaseException:
+            wait([done])
+            raise
+        done.result()
 
     # -- answers
 
-    def _answer(self, cut: Cut, started: float) -> tuple[list[Outgoing], dict[str, int]]:
+    def _answers(self, cut: Cut) -> Iterator[Outgoing]:
+        """What is to be written for a batch. Everything slow is done before this returns; the rest
+        is done while librdkafka sends what came before."""
         inputs = self._decoder.decode(cut.messages)
-        asked = [input for input in inputs if input.answer is None and input.fault is None]
-        verdicts = iter(self._ask([input.record for input in asked]))
+        asked = [input.record for input in inputs if input.answer is None and input.fault is None]
+        return self._write(cut, inputs, iter(self._ask(asked)))
+
+    def _write(
+        self, cut: Cut, inputs: list[Input], verdicts: Iterator[Outcome]
+    ) -> Iterator[Outgoing]:
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        rank, topic = self._group.rank, self._writes.name
-        outgoing: list[Outgoing] = []
+        rank, topic, written = self._group.rank, self._writes.name, self._written
         letters: list[DeadLetter] = []
         counts = dict.fromkeys(_COUNTED.values(), 0)
         for input in inputs:
-            if input.fault is not None:
-                letters.append(DeadLetter(input, "Undecodable", input.fault))
+            message, record, answer, head, position, fault, trace = input
+            if fault is not None:
+                letters.append(DeadLetter(input, "Undecodable", fault))
                 continue
-            value, outcome = self._written(input.record, input.answer or next(verdicts), at)
-            kind, _, reason, parts = outcome
+            value, (kind, _, reason, parts) = written(record, answer or next(verdicts), at)
             counts[_COUNTED[kind]] += 1
             if kind == "dead":
-                reason = reason or ""
-                letters.append(DeadLetter(input, reason.partition(":")[0], reason))
-            header = input.header(rank, ",".join(parts) if parts else "")
-            headers: Headers = [(HEADER, header)]
-            if input.trace is not None:
-                headers.append((TRACEPARENT, input.trace))
-            outgoing.append((topic, input.message.key(), value, headers))
+                letters.append(DeadLetter(input, (reason or "").partition(":")[0], reason or ""))
+            own = ",".join(parts) if parts else ""
+            headers: Headers = [(HEADER, f"{head};{rank};{own};{position}".encode())]
+            if trace is not None:
+                headers.append((TRACEPARENT, trace))
+            yield topic, message.key(), value, headers
         counts["dead"] = len(letters)
         self._limits.add(len(inputs), [letter.reason for letter in letters])
-        outgoing += [self._letter(letter) for letter in letters]
-        outgoing.append(self._event(cut, at, len(inputs), counts, started))
-        return outgoing, counts
+        for letter in letters:
+            yield self._letter(letter)
+        yield self._event(cut, at, counts)
+        self._counts = counts
 
     def _ask(self, records: list[Record]) -> list[Outcome]:
         """One outcome each. What makes the stage raise is found by halving the batch."""
@@ -237,6 +267,8 @@ class StageLoop:
     def _asked(self, records: list[Record]) -> Sequence[Outcome]:
         outcomes = self._process(records)
         name = self._group.module
+        if not isinstance(outcomes, list | tuple):
+            raise TypeError(f"{name} gave a {type(outcomes).__name__} instead of a list")
         if len(outcomes) != len(records):
             raise ValueError(f"{name} gave {len(outcomes)} outcomes for {len(records)} records")
         wrong = set(map(type, outcomes)) - {Outcome}
@@ -259,8 +291,8 @@ class StageLoop:
         }
         if kind != "ok":
             if reason is not None:
-                envelope["reason"] = reason
-            return orjson.dumps(envelope), outcome
+                envelope["reason"] = reason = _plain(reason)
+            return orjson.dumps(envelope), Outcome(kind, None, reason, outcome.parts)
         envelope["result"] = result
         try:
             value = orjson.dumps(envelope)
@@ -304,9 +336,7 @@ class StageLoop:
             headers.append((HEADER, input.header(self._group.rank)))
         return (self._letters.name, message.key(), value, headers)
 
-    def _event(
-        self, cut: Cut, at: str, records: int, summary: dict[str, int], started: float
-    ) -> Outgoing:
+    def _event(self, cut: Cut, at: str, counts: dict[str, int]) -> Outgoing:
         group = self._group.short
         inputs = [
             {"topic": topic, "partition": partition, "from": cut.before[topic, partition], "to": to}
@@ -320,9 +350,9 @@ class StageLoop:
             "worker": self._place.worker,
             "at": at,
             "version": self._version,
-            "records": records,
-            **summary,
-            "seconds": round(time.perf_counter() - started, 6),
+            "records": len(cut.messages),
+            **counts,
+            "seconds": round(time.perf_counter() - self._started, 6),
             "inputs": inputs,
         }
         return (self._status, group.encode(), orjson.dumps(event), [])
@@ -351,5 +381,9 @@ def _result_check(
 
 
 def _guilty(error: Exception) -> Outcome:
-    text = " ".join(str(error).split())[:300]
-    return dead(f"{type(error).__name__}: {text}")
+    return dead(f"{type(error).__name__}: {error}")
+
+
+def _plain(reason: object) -> str:
+    """One line of valid text, not too long."""
+    return " ".join(str(reason).encode(errors="replace").decode().split())[:400]
