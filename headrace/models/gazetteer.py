@@ -31,7 +31,7 @@ from headrace.errors import ConfigError
 
 TYPES = frozenset(("brand", "product", "organisation", "place", "person"))
 METHOD = "dictionary"
-FORMS = ("exact", "beside", "cased", "first", "upper", "loud", "lower", "tag")
+FORMS = ("exact", "beside", "cased", "first", "upper", "loud", "crowd", "lower", "tag")
 MAX_WORDS = 8
 MAX_MATCHES = 1_000  # of one text; a list of all towns is no news
 
@@ -187,8 +187,8 @@ class Gazetteer:
             length, name, type_, class_ = found
             start, end = spans[index][0], spans[index + length - 1][1]
             form = _form(text, start, end, name, reading.loud)
-            if form in _CAPITAL and _beside(text, spans, index, index + length - 1):
-                form = "beside"
+            if form in _BESIDE and _beside(text, spans, index, index + length - 1):
+                form = _BESIDE[form]
             yield Match(
                 text=text[start:end],
                 name=name,
@@ -254,7 +254,8 @@ class Gazetteer:
                 break
             initial = spans[at - 1][1] - spans[at - 1][0] == 1 and at > index + 1
             gap = text[spans[at - 1][1] : start]
-            if gap != " " and not (initial and gap in (". ", " . ")):
+            irish = gap in ("'", "’") and lower[at - 1] in ("o", "d")  # as in O'Brien
+            if gap != " " and not irish and not (initial and gap in (". ", " . ")):
                 break
             if end - start == 1:
                 continue  # an initial
@@ -307,7 +308,7 @@ def _form(text: str, start: int, end: int, name: str, loud: bool) -> str:
     return "exact" if written == name else "cased"
 
 
-_CAPITAL = frozenset(("exact", "cased", "first"))
+_BESIDE = {"exact": "beside", "cased": "beside", "first": "beside", "loud": "crowd"}
 
 
 def _beside(text: str, spans: list[tuple[int, int]], first: int, last: int) -> bool:
@@ -368,7 +369,7 @@ def _load(folder: str) -> Gazetteer:
             terms.add(entry)
     if built.exists():
         for term, type_, class_, name in read_terms(built):
-            if class_ == "given":
+            if class_.startswith("given"):
                 given.add(term.lower())
             elif class_ == "surname":
                 surnames.add(term.lower())

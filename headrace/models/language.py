@@ -33,6 +33,7 @@ _NONSENSE = frozenset(("un", "xxx", "tlh", "zzb", "zze", "zzh", "zzp"))
 
 _NOISE = re.compile(r"(?:https?://|www\.)\S+|[@#]\S+")
 _LATIN_WORD = re.compile("[a-zà-ɏ]+(?:['’][a-zà-ɏ]+)?")
+_OTHER_SCRIPT = re.compile("[\u0370-\u1cff\u3040-\ud7af]")  # letters and their vowel signs
 _STRETCH = re.compile(r"(\w)\1{2,}")
 _LISTS = (("en", ENGLISH), ("ms", MALAY), ("hi", HINDI))
 
@@ -68,7 +69,7 @@ def detect(text: str) -> Language:
         return _NOTHING
     code, reliable, percent = _cld2(text)
     tokens = _LATIN_WORD.findall(_STRETCH.sub(r"\1", text.lower()).replace("’", "'"))
-    if 2 * sum(map(len, tokens)) < sum(map(str.isalpha, text)):
+    if not text.isascii() and sum(map(len, tokens)) < len(_OTHER_SCRIPT.findall(text)):
         return _judge(code, (0.9 if reliable else 0.6) * percent)
     return _latin(code, reliable, percent, tokens)
 
@@ -88,6 +89,8 @@ def _cld2(text: str) -> tuple[str, bool, float]:
 
 def _latin(code: str, reliable: bool, percent: float, tokens: list[str]) -> Language:
     count = len(tokens)
+    if not count:
+        return _NOTHING
     shares = {name: sum(token in words for token in tokens) / count for name, words in _LISTS}
     family = "ms" if code == "id" else code
     own = shares.pop(family, 0.0)

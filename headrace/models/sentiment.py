@@ -141,11 +141,6 @@ def _analyzer() -> SentimentIntensityAnalyzer:
     return SentimentIntensityAnalyzer()
 
 
-def vader(text: str) -> float:
-    """VADER's own verdict, -1…1, on the part of the text that is read."""
-    return _verdict(prepare(text))["compound"]
-
-
 def _verdict(plain: str) -> dict[str, float]:
     """VADER's four figures. Its time grows with the square of a text's words, so a long text is
     read in pieces and their figures are averaged by length."""
