@@ -22,7 +22,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def comes_free(port: int, patience: float = 10.0) -> bool:
+def comes_free(port: int, patience: float = 5.0) -> bool:
     """Whether a port is free soon: the threads of a server that was just killed hold it for a
     moment, though the process counts as gone."""
     deadline = time.monotonic() + patience
