@@ -123,7 +123,7 @@ class Supervisor:
                         waiting = self._waiting()
                         code = Exit.WAITS if waiting else Exit.DONE
                     elif all(child.start_at == float("inf") for child in self._children):
-                        waiting = self._waiting() or {c.name: c.waits or "" for c in self._children}
+                        waiting = self._idle()
                         code = Exit.WAITS
             finally:
                 self._ended.set()
@@ -243,11 +243,13 @@ class Supervisor:
 
     def _waiting(self) -> dict[str, str]:
         """Groups that have work left which they may not do now, and why."""
-        return {
-            child.group.short: child.waits
-            for child in self._children
-            if child.waits is not None and self._left.get(child.group.short, 1)
-        }
+        return {group: reason for group, reason in self._idle().items() if self._left.get(group, 1)}
+
+    def _idle(self) -> dict[str, str]:
+        """Groups none of whose workers works, and why."""
+        reasons = {child.group.short: child.waits or "" for child in self._children}
+        at_work = {child.group.short for child in self._children if child.waits is None}
+        return {group: reason for group, reason in reasons.items() if group not in at_work}
 
     def _look(self) -> None:
         """Counts what is left, in a thread of its own: the broker may take its time to answer."""
@@ -256,8 +258,8 @@ class Supervisor:
                 with clients.admin(self._settings) as admin:
                     while not self._ended.wait(_LOOK_SECONDS):
                         self._left = remaining(admin, self._groups, self._topics)
-                        waits = {c.group.short for c in self._children if c.waits is not None}
-                        if any(n for group, n in self._left.items() if group not in waits):
+                        idle = self._idle()
+                        if any(n for group, n in self._left.items() if group not in idle):
                             self._looks = 0
                         else:
                             self._looks += 1

@@ -12,7 +12,7 @@ from typing import get_args
 
 import click
 
-from headrace import platforms
+from headrace import log, platforms
 from headrace.config import Mode, Settings
 from headrace.errors import HeadraceError
 from headrace.stream import topology as topologies
@@ -107,6 +107,7 @@ def worker(
     settings = _in_mode(load(), mode)
     topology = topologies.load(settings)
     found = topology.group(group)
+    log.setup(settings, group=found.short)
     if supervisor is None:
         _prepare(settings, [found])
     if str(settings.home) not in sys.path:

@@ -37,8 +37,8 @@ class DeadLetterCount:
             reason, times = Counter(found).most_common(1)[0]
             limit = f"count {limits.count}" if past_count else f"share {limits.share:g}"
             raise LimitReached(
-                f"{self._group} stopped: {self._dead} of {self._records} records would be dead "
-                f"letters, past the limit ({limit}); {times} of the last batch: {reason}. Nothing "
-                f"of that batch is committed. Mend the cause, or raise dead_letters of the group "
-                f"in topics.yaml, and start it again"
+                f"{self._dead} of {self._records} records would be dead letters, past the limit "
+                f"({limit}); {times} of the last batch: {reason}. Nothing of that batch is "
+                f"committed. Mend the cause, or raise dead_letters of {self._group} in "
+                f"topics.yaml, and start it again"
             )

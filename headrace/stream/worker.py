@@ -31,7 +31,7 @@ from headrace.stream.watchdog import Watchdog
 
 log = get(__name__)
 
-_IDLE_POLLS = 10
+_WAITED_SECONDS = 30.0  # a poll without messages does not end a pause; so many seconds of them do
 STEP_SECONDS = 60.0  # a commit, a start or an end that takes longer is stuck
 
 
@@ -176,26 +176,29 @@ def _serve(
 ) -> Exit:
     pause = Backoff(place.settings)
     longest = place.settings.processing.retry_max_seconds
-    idle = 0
+    waited: float | None = None  # since when nothing was done after a pause
     while not place.stopping():
         try:
             busy = loop.work()
             pause.reset()
-            idle = 0 if busy else idle + 1
             if busy:
                 say("working")
-            elif place.metrics.state[0] == "starting" or idle >= _IDLE_POLLS:
-                say("ready")  # one poll without messages does not end a pause
+                waited = None
+            elif waited is None or time.monotonic() - waited > _WAITED_SECONDS:
+                say("ready")
+                waited = None
             if not busy and finished():
                 break
         except Retry as retry:
             say("retrying", str(retry))
+            waited = time.monotonic()
             log.warning("the stage asks to wait", again_in=f"{retry.after:g} s", reason=str(retry))
             loop.rest(retry.after)
         except Pause as wait:
             if place.metrics.state != ("paused", wait.reason):
                 log.warning("paused", reason=wait.reason)
             say("paused", wait.reason)
+            waited = time.monotonic()
             loop.rest(longest)
         except Exception as error:
             if fences(error):
@@ -204,6 +207,7 @@ def _serve(
                 raise
             seconds = pause.next()
             say("retrying", str(error))
+            waited = time.monotonic()
             log.warning("trouble that passes", again_in=f"{seconds:g} s", reason=str(error))
             loop.rest(seconds)
     with place.watchdog.step("leaving the group", STEP_SECONDS, Exit.DONE):

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from tests.stages import groups
 from tests.stages.crashing import MOMENTS
+from tests.stream.asking import lag, outcomes, posted, readers, state
 from tests.world import World, wait_for
 
 pytestmark = pytest.mark.crash
@@ -26,23 +25,8 @@ SOON = {
 BATCH = {"batch": {"records": 20, "milliseconds": 100}}
 
 
-def ids(world):
-    return Counter(value["id"] for value in world.values("enriched.words"))
-
-
-def posted(*counts):
-    return Counter(f"post:reddit:{start}-{n}" for start, count in counts for n in range(count))
-
-
 def post(world, name, count):
     world.post(ids=[f"{name}-{number}" for number in range(count)])
-
-
-def lag(world):
-    group = world.topology.group("words")
-    parts = [(t.name, n) for t in (*group.reads, group.redo) for n in range(t.partitions)]
-    done = world.admin.committed(group.name, parts)
-    return sum(end - done.get(part, 0) for part, end in world.admin.ends(parts).items())
 
 
 def crashing(folder, *moments, **options):
@@ -50,9 +34,8 @@ def crashing(folder, *moments, **options):
     return groups(words={"module": "tests.stages.crashing", "options": given, **BATCH})
 
 
-def readers(world):
-    """Members that read something."""
-    return [m for m in world.admin.members(f"{world.project}.words") if m.partitions]
+def all_of(**counts):
+    return posted(*(f"{name}-{n}" for name, count in counts.items() for n in range(count)))
 
 
 def test_a_worker_killed_at_any_moment_of_a_commit(worlds, tmp_path):
@@ -60,7 +43,7 @@ def test_a_worker_killed_at_any_moment_of_a_commit(worlds, tmp_path):
     post(world, "a", 200)
     result = world.run("words", "--only")
     assert result.stderr.count("killed by signal 9") == len(MOMENTS)
-    assert ids(world) == posted(("a", 200))
+    assert outcomes(world) == all_of(a=200)
     assert lag(world) == 0
 
 
@@ -74,13 +57,13 @@ def test_one_of_two_members_is_killed(worlds):
     os.kill(int(started[0]), signal.SIGKILL)
     post(world, "c", 300)
     wait_for(lambda: lag(world) == 0)
-    assert ids(world) == posted(("a", 100), ("b", 300), ("c", 300))
+    assert outcomes(world) == all_of(a=100, b=300, c=300)
     wait_for(lambda: len(readers(world)) == 2)
     post(world, "d", 50)
     wait_for(lambda: lag(world) == 0)
     supervisor.send_signal(signal.SIGTERM)
     assert supervisor.wait(60) == 0
-    assert ids(world) == posted(("a", 100), ("b", 300), ("c", 300), ("d", 50))
+    assert outcomes(world) == all_of(a=100, b=300, c=300, d=50)
 
 
 @pytest.mark.parametrize("moment", ["at work", "offsets sent"])
@@ -94,7 +77,7 @@ def test_a_frozen_worker_comes_back(worlds, tmp_path, moment):
     wait_for(lambda: state(frozen.pid) == "T")
     other = world.start_worker("words")
     wait_for(lambda: lag(world) == 0)
-    assert ids(world) == posted(("a", 100))
+    assert outcomes(world) == all_of(a=100)
     os.kill(frozen.pid, signal.SIGCONT)
     post(world, "b", 100)
     wait_for(lambda: lag(world) == 0)
@@ -108,7 +91,7 @@ def test_a_frozen_worker_comes_back(worlds, tmp_path, moment):
     post(world, "c", 100)
     wait_for(lambda: lag(world) == 0, message=lambda: world.log_of(frozen))
     assert frozen.poll() is None
-    assert ids(world) == posted(("a", 100), ("b", 100), ("c", 100))
+    assert outcomes(world) == all_of(a=100, b=100, c=100)
 
 
 def test_the_broker_is_killed(local_server, postgres, tmp_path):
@@ -129,12 +112,8 @@ def test_the_broker_is_killed(local_server, postgres, tmp_path):
         broker.start()
         post(world, "b", 100)
         wait_for(lambda: lag(world) == 0, timeout=120, message=lambda: world.log_of(supervisor))
-        assert ids(world) == posted(("a", 100), ("b", 100))
+        assert outcomes(world) == all_of(a=100, b=100)
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(60) == 0
     finally:
         world.drop()
-
-
-def state(pid):
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
