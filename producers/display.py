@@ -185,8 +185,9 @@ def told(outcome: Outcome) -> Iterable[str]:
     counts = _counts(outcome)
     if entry.state in ("done", "limited"):
         rate = f", {entry.rows / outcome.seconds:,.0f} rows/s" if outcome.seconds else ""
-        way = " · ".join(filter(None, (entry.mapping, outcome.detected)))
-        yield f"{name}: {counts}{behind} · {way} · {outcome.seconds:.1f} s{rate}"
+        yield f"{name}: {counts}{behind}; {outcome.seconds:.1f} s{rate}"
+        if way := " · ".join(filter(None, (entry.mapping, outcome.detected))):
+            yield f"  read as {way}"
         if entry.state == "limited":
             yield f"  stopped at --limit behind row {entry.resumed_at + entry.rows:,};" + (
                 " publish it again to go on"
