@@ -98,6 +98,19 @@ class Sentiment(Section):
     min_language_confidence: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+class Embeddings(Section):
+    provider: Literal["minilm", "fastembed", "openai"] = "minilm"
+    model: str | None = None  # of fastembed or the endpoint, which have no default
+    dimensions: Annotated[int, Field(ge=1)] | None = None  # of the endpoint's vectors
+    shorten: bool = False  # ask the endpoint for that many (models that can)
+    base_url: str | None = None  # of an endpoint that speaks OpenAI's API; none: OpenAI's own
+    api_key: SecretStr | None = None
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    request_texts: Annotated[int, Field(ge=1)] = 128  # in one request
+    threads: Annotated[int, Field(ge=1)] = 1  # of a local model, in each worker
+    max_characters: Annotated[int, Field(ge=1)] = 4_000  # of a text that are read
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else JSON lines
@@ -120,6 +133,7 @@ class Settings(Section):
     publishing: Publishing = Publishing()
     entities: Entities = Entities()
     sentiment: Sentiment = Sentiment()
+    embeddings: Embeddings = Embeddings()
     log: Log = Log()
 
     def path(self, name: Literal["topics", "schemas", "platforms", "dictionaries"]) -> Path:

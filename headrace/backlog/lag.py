@@ -182,7 +182,7 @@ def upstream_of(topology: Topology) -> dict[str, tuple[str, ...]]:
         found[short] = tuple(
             other.short
             for other in topology.groups.values()
-            if any(topic is not None and topic.name in names for topic in (other.writes, other.dlt))
+            if any(t is not None and t.name in names for t in (*other.outputs, other.dlt))
         )
     return found
 

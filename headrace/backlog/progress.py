@@ -156,7 +156,7 @@ def _in_order(topology: Topology) -> list[Group]:
     stages = list(topology.stages())
     ordered: list[Group] = []
     while stages:
-        open_ = {stage.writes for stage in stages}
+        open_ = {topic for stage in stages for topic in stage.outputs}
         ready = [stage for stage in stages if not any(topic in open_ for topic in stage.reads)]
         ordered += ready
         stages = [stage for stage in stages if stage not in ready]

@@ -113,7 +113,7 @@ class Walk:
     def _written(self, short: str, lags: Mapping[str, GroupLag]) -> dict[Where, int]:
         """The ends (open transactions included) of what a group writes, as its readers saw them."""
         group = self._topology.group(short)
-        names = {topic.name for topic in (group.writes, group.dlt) if topic is not None}
+        names = {topic.name for topic in (*group.outputs, group.dlt) if topic is not None}
         return {
             (p.topic, p.partition): p.high
             for lag in lags.values()

@@ -160,10 +160,10 @@ def _operations(
             operation = _operation("receive", template, topic, group.description)
             operation["bindings"] = {"kafka": _group_binding(group)}
             yield f"{group.short}_reads_{_id(template)}", operation
-        written = [topic for topic in (group.writes, group.dlt) if topic is not None]
-        if group.kind == "stage" and "status" in map_.topics:
-            written.append(map_.topics["status"])
-        for topic in written:
+        written = {topic.template: topic for topic in group.outputs}
+        status = map_.topics.get("status") if group.kind == "stage" else None
+        written |= {topic.template: topic for topic in (group.dlt, status) if topic is not None}
+        for topic in written.values():
             yield (
                 f"{group.short}_writes_{_id(topic.template)}",
                 _operation("send", topic.template, topic, group.description),

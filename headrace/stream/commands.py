@@ -136,7 +136,7 @@ def choose(topology: Topology, names: Sequence[str], mode: Mode | None, only: bo
     wanted = {group.short for group in named}
     if not only:
         for group in named:
-            for topic in [t for t in (group.writes, group.dlt) if t is not None]:
+            for topic in [t for t in (*group.outputs, group.dlt) if t is not None]:
                 readers = topology.readers_of(topic)
                 wanted |= {reader.short for reader in readers if reader.kind == "store"}
     return [group for group in topology.groups.values() if group.short in wanted]

@@ -70,14 +70,18 @@ def build(place: Place) -> StageLoop:
 class StageLoop:
     def __init__(self, place: Place, process: Process) -> None:
         group, settings = place.group, place.settings
-        if group.writes is None or group.dlt is None:
+        if not group.outputs or group.dlt is None:
             raise ValueError(f"{group.short} is a stage that writes nothing")
         self._place = place
         self._group = group
         self._process = process
         own = getattr(process, "version", "")
         self._version = f"{group.version}+{own}" if own else group.version
-        self._writes: Topic = group.writes
+        self._writes: Topic = group.outputs[0]  # all of one kind
+        self._outputs: dict[str, str | None] = {}  # full names by that of the input's topic
+        for topic in place.topology.topics.values():
+            output = group.output(topic)
+            self._outputs[topic.name] = output.name if output else None
         self._letters: Topic = group.dlt
         self._status = place.topology.topic("status").name
         self._limits = DeadLetterCount(group.short, group.dead_letters)
@@ -215,7 +219,7 @@ class StageLoop:
         self, cut: Cut, inputs: list[Input], verdicts: Iterator[Outcome]
     ) -> Iterator[Outgoing]:
         at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        rank, topic, written = self._group.rank, self._writes.name, self._written
+        rank, outputs, written = self._group.rank, self._outputs, self._written
         letters: list[DeadLetter] = []
         counts = dict.fromkeys(_COUNTED.values(), 0)
         for input in inputs:
@@ -223,7 +227,12 @@ class StageLoop:
             if fault is not None:
                 letters.append(DeadLetter(input, "Undecodable", fault))
                 continue
-            value, (kind, _, reason, parts) = written(record, answer or next(verdicts), at)
+            verdict = answer or next(verdicts)
+            topic = outputs.get(position.partition(":")[0])
+            if topic is None:  # done again from a topic that this group does not read
+                letters.append(DeadLetter(input, "Undecodable", f"no topic for {position}"))
+                continue
+            value, (kind, _, reason, parts) = written(record, verdict, at)
             counts[_COUNTED[kind]] += 1
             if kind == "dead":
                 letters.append(DeadLetter(input, (reason or "").partition(":")[0], reason or ""))

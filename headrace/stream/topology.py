@@ -81,7 +81,7 @@ class Group:
     module: str
     description: str
     reads: tuple[Topic, ...]  # its input, without its redo topic
-    writes: Topic | None
+    outputs: tuple[Topic, ...]  # of a stage: one topic, or one a platform; a store has none
     redo: Topic
     dlt: Topic | None  # stages only; a store's dead letters are rows
     batch: Batch
@@ -96,6 +96,13 @@ class Group:
 
     def __str__(self) -> str:
         return self.short
+
+    def output(self, topic: Topic) -> Topic | None:
+        """Where results go of what was read from this topic: a templated output follows its
+        platform. None where there is no such topic."""
+        if len(self.outputs) == 1 and self.outputs[0].platform is None:
+            return self.outputs[0]
+        return next((own for own in self.outputs if own.platform == topic.platform), None)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ class Topology:
 
     def stage_of(self, topic: Topic) -> Group | None:
         """The stage that writes a topic."""
-        return next((group for group in self.groups.values() if group.writes == topic), None)
+        return next((group for group in self.groups.values() if topic in group.outputs), None)
 
     def group_of(self, topic: Topic) -> Group | None:
         """The group whose redo topic or dead letters this is."""
@@ -427,6 +434,17 @@ def _group(
         raise document.error(at, "a stage writes a topic: `writes` is required")
     if written.kind == "store" and written.writes is not None:
         raise document.error((*at, "writes"), "a store group writes to its database only")
+    outputs: tuple[Topic, ...] = ()
+    if written.writes is not None and "{platform}" in written.writes:
+        outputs = tuple(t for t in topics.values() if t.template == written.writes)
+        if not outputs:
+            raise document.error((*at, "writes"), f"there is no topic {written.writes}")
+        if any(topic.platform is None for topic in reads.values()):
+            raise document.error(
+                (*at, "writes"), "one topic a platform is possible only where it reads such topics"
+            )
+    elif written.writes is not None:
+        outputs = (named(written.writes, "writes"),)
     return Group(
         short=name,
         name=f"{project}.{name}",
@@ -434,7 +452,7 @@ def _group(
         module=written.module,
         description=written.description,
         reads=tuple(reads.values()),
-        writes=named(written.writes, "writes") if written.writes else None,
+        outputs=outputs,
         redo=named(f"{name}.redo", "kind"),
         dlt=named(f"{name}.dlt", "kind") if written.kind == "stage" else None,
         batch=Batch(**(_given(_BATCH) | _given(defaults.batch) | _given(written.batch))),
@@ -460,14 +478,13 @@ def _check_graph(document: yamlfile.Document, groups: Mapping[str, Group]) -> No
     """One writer a topic, and no group that reads what comes of its own output."""
     writers: dict[Topic, str] = {}
     for name, group in groups.items():
-        if group.writes is None:
-            continue
-        if group.writes in writers:
-            raise document.error(
-                ("groups", name, "writes"),
-                f"{group.writes.short} is written by {writers[group.writes]} already",
-            )
-        writers[group.writes] = name
+        for topic in group.outputs:
+            if topic in writers:
+                raise document.error(
+                    ("groups", name, "writes"),
+                    f"{topic.short} is written by {writers[topic]} already",
+                )
+            writers[topic] = name
     order = TopologicalSorter(
         {
             name: {writers[topic] for topic in group.reads if topic in writers}

@@ -36,7 +36,7 @@ def shorts(found: Any) -> list[str]:
 def test_the_map_is_read_whole(tmp_path):
     map_ = topology.load(settings_with(tmp_path))
     text, store = map_.group("text"), map_.group("acme.postgres")
-    assert (text.name, text.rank, text.writes.short) == ("acme.text", 1, "enriched.text")
+    assert (text.name, text.rank, text.outputs[0].short) == ("acme.text", 1, "enriched.text")
     assert shorts(text.reads) == ["raw.posts.reddit", "raw.posts.youtube"]
     assert (text.redo.name, text.dlt.name) == ("acme.text.redo", "acme.text.dlt")
     assert store.dlt is None
@@ -53,11 +53,52 @@ def test_the_map_is_read_whole(tmp_path):
     )
     assert map_.stage_of(map_.topic("enriched.text")) is text
     assert map_.group_of(map_.topic("text.dlt")) is text
-    assert shorts(map_.readers_of(raw)) == ["text", "entities", "sentiment", "postgres"]
+    readers = shorts(map_.readers_of(raw))
+    assert readers == ["text", "entities", "sentiment", "embeddings", "postgres"]
     assert map_.by_name("else.raw.posts.reddit") is None
     assert shorts(map_.mode(None)) == list(map_.groups)
     with pytest.raises(HeadraceError, match="group txt is not known; there are: text, entities"):
         map_.group("txt")
+
+
+def test_a_templated_output_follows_the_inputs_platform(tmp_path):
+    map_ = topology.load(settings_with(tmp_path))
+    vectors, text = map_.group("embeddings"), map_.group("text")
+    assert shorts(vectors.outputs) == [
+        "enriched.embeddings.reddit",
+        "enriched.embeddings.youtube",
+    ]
+    raw = map_.topic("raw.posts.youtube")
+    assert vectors.output(raw) == map_.topic("enriched.embeddings.youtube")
+    assert vectors.output(map_.topic("raw.communities")) is None
+    assert text.output(map_.topic("raw.communities")) == map_.topic("enriched.text")
+    assert map_.stage_of(map_.topic("enriched.embeddings.reddit")) is vectors
+    assert map_.group("sentiment_ml").reads == vectors.outputs
+    assert set(vectors.outputs) < set(map_.group("postgres").reads)
+
+
+def test_fast_mode_takes_vectors_out_by_platform(tmp_path):
+    fast = "processing: {mode: fast, fast_mode: {skip_vectorization: true}}"
+    settings = settings_with(tmp_path, reddit=fast, youtube="")
+    map_, found = topology.load(settings), platforms.load(settings)
+    assert map_.left_out("embeddings", settings, found) == {"raw.posts.reddit": "SCHEDULED"}
+    assert map_.left_out("sentiment", settings, found) == {}
+
+
+@pytest.mark.parametrize(
+    ("writes", "reads", "message"),
+    [
+        ("enriched.embeddings.{platform}", "raw.communities", "only where it reads such topics"),
+        ("enriched.nothing.{platform}", "raw.posts.{platform}", "there is no topic enriched.noth"),
+        ("enriched.embeddings.{platform}", "raw.posts.{platform}", "is written by text already"),
+    ],
+)
+def test_a_templated_output_that_cannot_be_is_named(tmp_path, writes, reads, message):
+    def change(content):
+        content["groups"]["text"] |= {"writes": writes, "reads": [reads]}
+
+    with pytest.raises(ConfigError, match=message):
+        topology.load(settings_with(tmp_path, change))
 
 
 def test_own_numbers_of_a_group_win_one_by_one(tmp_path):
