@@ -111,6 +111,15 @@ class Embeddings(Section):
     max_characters: Annotated[int, Field(ge=1)] = 4_000  # of a text that are read
 
 
+class Search(Section):
+    enabled: bool = True  # false: nothing is marked for Weaviate
+    collections: dict[str, str] = Field(  # names by kind of record, after the project's
+        default_factory=lambda: {"default": "{platform}Post", "community": "{platform}Community"}
+    )
+    settle_seconds: Annotated[float, Field(gt=0)] = 120.0  # then what was written is compared
+    semantic_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a hybrid search's score
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else JSON lines
@@ -134,6 +143,7 @@ class Settings(Section):
     entities: Entities = Entities()
     sentiment: Sentiment = Sentiment()
     embeddings: Embeddings = Embeddings()
+    search: Search = Search()
     log: Log = Log()
 
     def path(self, name: Literal["topics", "schemas", "platforms", "dictionaries"]) -> Path:

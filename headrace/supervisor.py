@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import orjson
@@ -23,11 +23,12 @@ import orjson
 from headrace import config
 from headrace.config import Settings
 from headrace.log import get
+from headrace.search import marks
 from headrace.stream import clients
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import in_order, remaining
 from headrace.stream.signals import Signals
-from headrace.stream.topology import Group, Topic, Topology
+from headrace.stream.topology import Group, Projector, Topic, Topology
 from headrace.stream.worker import Backoff
 
 log = get(__name__)
@@ -41,7 +42,7 @@ _GIVEN_UP = 5  # crashes in a row, with nothing done between them, after which n
 class Child:
     """A worker's place: the process that holds it now, and what is known of it."""
 
-    group: Group
+    group: Group | Projector
     number: int
     pause: Backoff
     process: subprocess.Popen[bytes] | None = None
@@ -86,19 +87,22 @@ class Supervisor:
         groups: Sequence[Group],
         topics: Mapping[str, Sequence[Topic]],
         *,
+        projectors: Sequence[Projector] = (),
         workers: int | None = None,
         until_caught_up: bool = False,
     ) -> None:
         self._settings = settings
         self._groups = in_order(topology, groups)
+        self._projectors = tuple(projectors)
+        members: list[Group | Projector] = [*self._groups, *self._projectors]
         self._topics = topics
         self._until_caught_up = until_caught_up
         self._children = [
             Child(group, number, Backoff(settings))
-            for group in self._groups
+            for group in members
             for number in range(workers or group.workers)
         ]
-        self._counts = {group.short: Counter[str]() for group in self._groups}
+        self._counts = {group.short: Counter[str]() for group in members}
         self._selector = selectors.DefaultSelector()
         self._left: dict[str, int] = {}
         self._looks = 0  # in a row that found nothing left for whoever may run
@@ -255,9 +259,13 @@ class Supervisor:
         """Counts what is left, in a thread of its own: the broker may take its time to answer."""
         while not self._ended.wait(_LOOK_SECONDS):
             try:
-                with clients.admin(self._settings) as admin:
+                with self._admin() as admin:
                     while not self._ended.wait(_LOOK_SECONDS):
-                        self._left = remaining(admin, self._groups, self._topics)
+                        # Marks last: a store makes them with the rows, before it tells Kafka.
+                        left = remaining(admin, self._groups, self._topics) if admin else {}
+                        for projector in self._projectors:
+                            left[projector.short] = marks.left(self._settings)
+                        self._left = left
                         idle = self._idle()
                         if any(n for group, n in self._left.items() if group not in idle):
                             self._looks = 0
@@ -266,6 +274,10 @@ class Supervisor:
             except Exception as error:
                 self._looks = 0
                 log.warning("cannot see what is left", reason=str(error))
+
+    def _admin(self) -> AbstractContextManager[clients.Admin | None]:
+        """Nobody asks Kafka where projectors run alone."""
+        return clients.admin(self._settings) if self._groups else nullcontext()
 
 
 def _how(code: int) -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import get_args
 
 import click
@@ -15,11 +16,12 @@ import click
 from headrace import log, platforms
 from headrace.config import Mode, Settings
 from headrace.errors import HeadraceError
+from headrace.stores import weaviate
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import remaining
-from headrace.stream.topology import Group, Topic, Topology
+from headrace.stream.topology import Group, Projector, Topic, Topology
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,20 +57,29 @@ def run(
     settings = _in_mode(load(), mode)
     topology = topologies.load(settings)
     chosen = choose(topology, groups, settings.processing.mode, only)
-    if not chosen:
+    projectors, waits = choose_projectors(settings, topology, groups)
+    for line in waits:
+        click.echo(line)
+    if not chosen and not projectors:
         click.echo(f"mode {settings.processing.mode} runs no group")
         return Exit.DONE
-    _prepare(settings, chosen)
+    _prepare(settings, chosen, tables=bool(projectors))
     read = {group.short: subscription(settings, topology, group) for group in chosen}
     for line in _left_out(settings, topology, chosen):
         click.echo(line)
     report = Supervisor(
-        settings, topology, chosen, read, workers=workers, until_caught_up=until_caught_up
+        settings,
+        topology,
+        chosen,
+        read,
+        projectors=projectors,
+        workers=workers,
+        until_caught_up=until_caught_up,
     ).run()
-    for group in chosen:
-        numbers = {name: n for name, n in report.counts[group.short].items() if n}
+    for short in [group.short for group in chosen] + [p.short for p in projectors]:
+        numbers = {name: n for name, n in report.counts[short].items() if n}
         shown = ", ".join(f"{n:,} {name}" for name, n in numbers.items())
-        click.echo(f"  {group.short}: {shown or 'nothing to do'}")
+        click.echo(f"  {short}: {shown or 'nothing to do'}")
     for name, reason in report.waiting.items():
         click.echo(f"waiting: {name}: {reason}")
     if until_caught_up and report.code == Exit.DONE:
@@ -106,6 +117,9 @@ def worker(
         report = reporter(int(pipe))
     settings = _in_mode(load(), mode)
     topology = topologies.load(settings)
+    projector = topology.projector(group)
+    if projector is not None:
+        return _project(settings, topology, projector, slot, report, until_caught_up)
     found = topology.group(group)
     log.setup(settings, group=found.short)
     if supervisor is None:
@@ -132,7 +146,7 @@ def choose(topology: Topology, names: Sequence[str], mode: Mode | None, only: bo
     keep what they write; or those of the mode that are always on."""
     if not names:
         return [group for group in topology.mode(mode) if group.when.always]
-    named = [topology.group(name) for name in names]
+    named = [topology.group(name) for name in names if topology.projector(name) is None]
     wanted = {group.short for group in named}
     if not only:
         for group in named:
@@ -142,18 +156,65 @@ def choose(topology: Topology, names: Sequence[str], mode: Mode | None, only: bo
     return [group for group in topology.groups.values() if group.short in wanted]
 
 
+def choose_projectors(
+    settings: Settings, topology: Topology, names: Sequence[str]
+) -> tuple[list[Projector], list[str]]:
+    """The projectors to run: those named, or those of the mode that have a server to write to;
+    and lines on the others."""
+    if names:
+        return [found for name in names if (found := topology.projector(name))], []
+    projectors = list(topology.projectors_of(settings.processing.mode))
+    if not projectors or not settings.search.enabled:
+        return [], []
+    if weaviate.expected(settings):
+        return projectors, []
+    return [], [
+        f"{projector.short} waits: no Weaviate runs here (`headrace up weaviate`) and none is"
+        " configured"
+        for projector in projectors
+    ]
+
+
+def _project(
+    settings: Settings,
+    topology: Topology,
+    projector: Projector,
+    slot: int | None,
+    report: Callable[[dict[str, object]], None],
+    until_caught_up: bool,
+) -> int:
+    """A projector's worker."""
+    from headrace.search import marks
+    from headrace.stream import worker as workers
+
+    log.setup(settings, group=projector.short)
+    if str(settings.home) not in sys.path:
+        sys.path.append(str(settings.home))
+    module = import_module(projector.module)
+    return workers.serve(
+        settings,
+        projector.short,
+        projector.name,
+        lambda post: module.build(post, topology, projector),
+        slot=slot,
+        report=report,
+        finished=lambda: until_caught_up and marks.left(settings) == 0,
+    )
+
+
 def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[Topic, ...]:
     """What a group really reads now, its redo topic included."""
     files = platforms.load(settings)
     return (*topology.subscription(group, settings, files), group.redo)
 
 
-def _prepare(settings: Settings, groups: Sequence[Group]) -> None:
+def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = False) -> None:
     """Topics and tables, where they are missing."""
     from headrace.stream import topics
 
-    topics.ensure(settings)
-    if any(group.kind == "store" for group in groups):
+    if groups:
+        topics.ensure(settings)
+    if tables or any(group.kind == "store" for group in groups):
         from headrace.stores import migrate
 
         migrate.upgrade(settings)

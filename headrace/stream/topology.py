@@ -105,11 +105,32 @@ class Group:
         return next((own for own in self.outputs if own.platform == topic.platform), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Projector:
+    """A group that reads no topic: it makes another server a picture of PostgreSQL."""
+
+    short: str
+    name: str
+    module: str
+    description: str
+    batch: Batch
+    workers: int
+
+    @property
+    def application(self) -> str:
+        """How its workers call themselves in PostgreSQL."""
+        return f"headrace {self.name}"
+
+    def __str__(self) -> str:
+        return self.short
+
+
 @dataclass(frozen=True)
 class Topology:
     project: str
     topics: dict[str, Topic]  # by short name
     groups: dict[str, Group]  # by short name, in the order of topics.yaml
+    projectors: dict[str, Projector]
     modes: dict[str, tuple[str, ...]]
     platforms: tuple[str, ...]
     default_batch: Batch
@@ -119,8 +140,13 @@ class Topology:
         """A group by its name, with or without the project's prefix."""
         found = self.groups.get(short) or self.groups.get(short.removeprefix(f"{self.project}."))
         if found is None:
-            raise HeadraceError(f"group {short} is not known; there are: {', '.join(self.groups)}")
+            known = ", ".join([*self.groups, *self.projectors])
+            raise HeadraceError(f"group {short} is not known; there are: {known}")
         return found
+
+    def projector(self, short: str) -> Projector | None:
+        """A projector by its name, with or without the project's prefix; None if it is none."""
+        return self.projectors.get(short.removeprefix(f"{self.project}."))
 
     def topic(self, short: str) -> Topic:
         if short not in self.topics:
@@ -158,8 +184,15 @@ class Topology:
 
     def mode(self, name: Mode | None) -> tuple[Group, ...]:
         """The groups that a mode runs; no mode is all of them."""
-        shorts = self.modes.get(name or "full", tuple(self.groups))
-        return tuple(self.groups[short] for short in shorts)
+        return tuple(self.groups[short] for short in self._members(name) if short in self.groups)
+
+    def projectors_of(self, name: Mode | None) -> tuple[Projector, ...]:
+        """The projectors that a mode runs."""
+        members = self._members(name)
+        return tuple(self.projectors[short] for short in members if short in self.projectors)
+
+    def _members(self, name: Mode | None) -> tuple[str, ...]:
+        return self.modes.get(name or "full", (*self.groups, *self.projectors))
 
     def subscription(
         self, group: Group | str, settings: Settings, platforms: Mapping[str, Platform]
@@ -303,12 +336,12 @@ class _GroupDefaults(Section):
 
 class _Group(_GroupDefaults):
     description: str
-    kind: Literal["stage", "store"]
+    kind: Literal["stage", "store", "projector"]
     module: str
-    reads: tuple[str, ...]
+    reads: tuple[str, ...] = ()
     writes: str | None = None
-    version: Annotated[str, Field(min_length=1, max_length=100)]
-    rank: Positive
+    version: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    rank: Positive | None = None
     facet: str | None = None
     semantic: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
@@ -337,7 +370,7 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
     project = settings.project
     fillings = {
         "platform": platforms,
-        "group": tuple(file.groups),
+        "group": tuple(name for name, group in file.groups.items() if group.kind != "projector"),
         "stage": tuple(name for name, group in file.groups.items() if group.kind == "stage"),
     }
     topics: dict[str, Topic] = {}
@@ -347,20 +380,27 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
                 raise document.error(("topics", template), f"{topic.short} stands here twice")
             topics[topic.short] = topic
     groups = {
-        name: _group(document, file, project, name, topics, platforms) for name in file.groups
+        name: _group(document, file, project, name, topics, platforms)
+        for name, written in file.groups.items()
+        if written.kind != "projector"
+    }
+    projectors = {
+        name: _projector(document, file, project, name)
+        for name, written in file.groups.items()
+        if written.kind == "projector"
     }
     _check_graph(document, groups)
     modes = {
-        str(mode): tuple(groups) if members == "all" else tuple(members)
+        str(mode): (*groups, *projectors) if members == "all" else tuple(members)
         for mode, members in file.modes.items()
     }
     for mode, members in modes.items():
         for member in members:
-            if member not in groups:
+            if member not in file.groups:
                 raise document.error(("modes", mode), f"there is no group {member}")
     by_name = {topic.name: topic for topic in topics.values()}
     default_batch = Batch(**(_given(_BATCH) | _given(file.group_defaults.batch)))
-    return Topology(project, topics, groups, modes, platforms, default_batch, by_name)
+    return Topology(project, topics, groups, projectors, modes, platforms, default_batch, by_name)
 
 
 def _fill(
@@ -410,6 +450,11 @@ def _group(
 ) -> Group:
     at = ("groups", name)
     written, defaults = file.groups[name], file.group_defaults
+    for key in ("reads", "version", "rank"):
+        if not getattr(written, key):
+            raise document.error((*at, key), "is required")
+    assert written.version is not None and written.rank is not None
+    assert written.kind != "projector"
 
     def named(short: str, key: str) -> Topic:
         if short not in topics:
@@ -466,6 +511,21 @@ def _group(
         facet=written.facet,
         semantic=written.semantic,
         options=written.options,
+    )
+
+
+def _projector(document: yamlfile.Document, file: _File, project: str, name: str) -> Projector:
+    written, defaults = file.groups[name], file.group_defaults
+    for key in ("reads", "writes", "when", "dead_letters"):
+        if key in written.model_fields_set:
+            raise document.error((*("groups", name), key), "a projector reads PostgreSQL, always")
+    return Projector(
+        short=name,
+        name=f"{project}.{name}",
+        module=written.module,
+        description=written.description,
+        batch=Batch(**(_given(_BATCH) | _given(defaults.batch) | _given(written.batch))),
+        workers=written.workers or defaults.workers or 1,
     )
 
 

@@ -36,18 +36,24 @@ STEP_SECONDS = 60.0  # a commit, a start or an end that takes longer is stuck
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What a loop is given to work with."""
+class Post:
+    """What any loop is given to work with."""
 
     settings: Settings
-    topology: Topology
-    group: Group
-    topics: tuple[Topic, ...]  # what is really read: the subscription and the group's redo
     slot: int
-    admin: clients.Admin
     metrics: Metrics
     watchdog: Watchdog
     stopping: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Place(Post):
+    """The same for a group of Kafka's."""
+
+    topology: Topology
+    group: Group
+    topics: tuple[Topic, ...]  # what is really read: the subscription and the group's redo
+    admin: clients.Admin
 
     @property
     def worker(self) -> str:
@@ -88,6 +94,50 @@ def run(
     report: Callable[[dict[str, object]], None] = lambda event: None,
     finished: Callable[[clients.Admin], bool] = lambda admin: False,
 ) -> Exit:
+    """`serve` for a group of Kafka's; `finished` is given a client to ask with."""
+    admin: clients.Admin | None = None
+
+    def asked() -> clients.Admin:
+        nonlocal admin
+        admin = admin or clients.admin(settings)
+        return admin
+
+    def build(post: Post) -> Loop:
+        place = Place(
+            post.settings,
+            post.slot,
+            post.metrics,
+            post.watchdog,
+            post.stopping,
+            topology,
+            group,
+            topics,
+            asked(),
+        )
+        loop: Loop = import_module(f"headrace.stream.{group.kind}_worker").build(place)
+        return loop
+
+    return serve(
+        settings,
+        group.short,
+        group.name,
+        build,
+        slot=slot,
+        report=report,
+        finished=lambda: finished(asked()),
+    )
+
+
+def serve(
+    settings: Settings,
+    short: str,
+    name: str,
+    build: Callable[[Post], Loop],
+    *,
+    slot: int | None = None,
+    report: Callable[[dict[str, object]], None] = lambda event: None,
+    finished: Callable[[], bool] = lambda: False,
+) -> Exit:
     """Works until a signal, until `finished` says so after an idle poll, or until it cannot go on.
 
     `report` hears {"state", "reason"} of every change (starting, ready, working, retrying, paused,
@@ -98,20 +148,10 @@ def run(
     signals.on_first = lambda: watchdog.begin(
         "draining", settings.processing.drain_seconds, Exit.CRASHED
     )
-    with held_slot(f"{topology.project}.{group.short}", slot) as taken, signals:
-        metrics = Metrics(settings, group.name)
+    with held_slot(f"{settings.project}.{short}", slot) as taken, signals:
+        metrics = Metrics(settings, name)
         metrics.on_counts = lambda counts: report({"counts": dict(counts)})
-        place = Place(
-            settings,
-            topology,
-            group,
-            topics,
-            taken,
-            clients.admin(settings),
-            metrics,
-            watchdog,
-            signals.stopping,
-        )
+        place = Post(settings, taken, metrics, watchdog, signals.stopping)
 
         def say(state: str, reason: str = "") -> None:
             if metrics.state != (state, reason):
@@ -120,9 +160,9 @@ def run(
 
         say("starting")
         try:
-            loop = _built(place)
+            loop = build(place)
             _open(loop, place, say)
-            return _serve(loop, place, say, lambda: finished(place.admin))
+            return _serve(loop, place, say, finished)
         except LimitReached as error:
             log.error(str(error))
             say("stopped", str(error))
@@ -144,13 +184,7 @@ def run(
             metrics.close()
 
 
-def _built(place: Place) -> Loop:
-    module = import_module(f"headrace.stream.{place.group.kind}_worker")
-    loop: Loop = module.build(place)
-    return loop
-
-
-def _open(loop: Loop, place: Place, say: Callable[..., None]) -> None:
+def _open(loop: Loop, place: Post, say: Callable[..., None]) -> None:
     pause = Backoff(place.settings)
     while not place.stopping():
         try:
@@ -171,9 +205,7 @@ def _open(loop: Loop, place: Place, say: Callable[..., None]) -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _serve(
-    loop: Loop, place: Place, say: Callable[..., None], finished: Callable[[], bool]
-) -> Exit:
+def _serve(loop: Loop, place: Post, say: Callable[..., None], finished: Callable[[], bool]) -> Exit:
     pause = Backoff(place.settings)
     longest = place.settings.processing.retry_max_seconds
     waited: float | None = None  # since when nothing was done after a pause

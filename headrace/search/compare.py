@@ -1,0 +1,186 @@
+"""PostgreSQL and Weaviate beside each other: the version of every record, and its vector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection as Ids
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from headrace.config import Settings
+from headrace.search import collections, marks
+from headrace.search.versions import ROW_VERSION, key
+
+if TYPE_CHECKING:
+    from weaviate import WeaviateClient
+
+CHUNK = 1_000
+_SETTLE_SECONDS = 2.0
+
+_VERSIONS = f"""
+SELECT r.id, p.name, r.kind, r.deleted, {ROW_VERSION}
+FROM records r JOIN dim_platform p ON p.id = r.platform_id
+WHERE r.id = ANY(%s)
+"""
+_WITH_VECTOR = "SELECT record_id FROM vectors WHERE space = %s AND record_id = ANY(%s)"
+_EXCUSED = """
+SELECT record_id FROM search_errors WHERE record_id = ANY(%(ids)s)
+UNION SELECT record_id FROM search_dirty WHERE record_id = ANY(%(ids)s)
+"""
+_PLACES = (
+    "SELECT DISTINCT p.name, r.kind FROM records r JOIN dim_platform p ON p.id = r.platform_id"
+)
+_MARK_PLACE = """
+INSERT INTO search_dirty (record_id)
+SELECT r.id FROM records r JOIN dim_platform p ON p.id = r.platform_id
+WHERE p.name = %s AND r.kind = %s AND NOT r.deleted
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """`apart` are records that differ (the first few by name), `unknown` objects of no record."""
+
+    records: int
+    apart: int
+    unknown: int
+    examples: tuple[str, ...]
+
+
+def differing(
+    connection: psycopg.Connection,
+    client: WeaviateClient,
+    settings: Settings,
+    ids: Sequence[str],
+    *,
+    vectors: bool = False,
+) -> list[str]:
+    """Which of the records Weaviate shows otherwise than PostgreSQL has them; those that Weaviate
+    refused, or that are marked anyway, left out. `vectors`: look whether each has its own, too."""
+    found: list[str] = []
+    for first in range(0, len(ids), CHUNK):
+        part = list(ids[first : first + CHUNK])
+        apart = _differing(connection, client, settings, part, vectors)
+        if apart:
+            excused = {row[0] for row in connection.execute(_EXCUSED, {"ids": apart})}
+            found += [record_id for record_id in apart if record_id not in excused]
+    return found
+
+
+def _differing(
+    connection: psycopg.Connection,
+    client: WeaviateClient,
+    settings: Settings,
+    ids: list[str],
+    vectors: bool,
+) -> list[str]:
+    wanted: dict[str, dict[str, int | None]] = {}
+    for record_id, platform, kind, deleted, version in connection.execute(
+        _VERSIONS.encode(), [ids]
+    ):
+        of = collections.alias(settings, platform, kind)
+        wanted.setdefault(of, {})[record_id] = None if deleted else version
+    known = collections.read(connection)
+    apart: list[str] = []
+    for of, records in wanted.items():
+        if of not in known:
+            apart += [record_id for record_id, version in records.items() if version is not None]
+            continue
+        serving = known[of][0]
+        with_vector: set[str] = set()
+        if vectors and serving.space:
+            rows = connection.execute(_WITH_VECTOR, [serving.space, list(records)])
+            with_vector = {row[0] for row in rows}
+        there = {
+            found.uuid: found
+            for found in client.collections.use(serving.name)
+            .query.fetch_objects_by_ids(
+                [key(record_id) for record_id in records],
+                limit=len(records),
+                include_vector=vectors,
+                return_properties=["row_version"],
+            )
+            .objects
+        }
+        for record_id, version in records.items():
+            found = there.get(key(record_id))
+            shown = None if found is None else found.properties["row_version"]
+            right = shown == version
+            if vectors and right and found is not None:
+                right = bool(found.vector) == (record_id in with_vector)
+            if not right:
+                apart.append(record_id)
+    return apart
+
+
+def everything(
+    connection: psycopg.Connection, client: WeaviateClient, settings: Settings
+) -> Compared:
+    """Compare all records, and mark what differs. The connection is in autocommit mode."""
+    records, apart, unknown = 0, 0, 0
+    examples: list[str] = []
+    for ids in _chunks(connection):
+        records += len(ids)
+        wrong = differing(connection, client, settings, ids, vectors=True)
+        if wrong:  # it may have changed between the two looks
+            time.sleep(_SETTLE_SECONDS)
+            wrong = differing(connection, client, settings, wrong, vectors=True)
+        marks.mark(connection, wrong)
+        apart += len(wrong)
+        examples += wrong[: 3 - len(examples)]
+    for ids in _strangers(connection, client):
+        marks.mark(connection, ids)
+        unknown += len(ids)
+        examples += ids[: 3 - len(examples)]
+    return Compared(records, apart, unknown, tuple(examples))
+
+
+def _chunks(connection: psycopg.Connection) -> Iterator[list[str]]:
+    """Every record's id, by keyset."""
+    last = ""
+    while True:
+        rows = connection.execute(
+            "SELECT id FROM records WHERE id > %s ORDER BY id LIMIT %s", [last, CHUNK]
+        ).fetchall()
+        if not rows:
+            return
+        yield [row[0] for row in rows]
+        last = rows[-1][0]
+
+
+def _strangers(connection: psycopg.Connection, client: WeaviateClient) -> Iterator[list[str]]:
+    """Objects whose record PostgreSQL does not have; looked for where Weaviate has too many."""
+    row = connection.execute("SELECT count(*) FROM records WHERE NOT deleted").fetchone()
+    serving = [found[0].name for found in collections.read(connection).values()]
+    totals = [
+        client.collections.use(name).aggregate.over_all(total_count=True).total_count or 0
+        for name in serving
+    ]
+    if sum(totals) <= (row[0] if row else 0):
+        return
+    for name in serving:
+        part: list[str] = []
+        for found in client.collections.use(name).iterator(return_properties=["record_id"]):
+            part.append(str(found.properties["record_id"]))
+            if len(part) == CHUNK:
+                yield _unknown(connection, part)
+                part = []
+        yield _unknown(connection, part)
+
+
+def _unknown(connection: psycopg.Connection, ids: list[str]) -> list[str]:
+    rows = connection.execute("SELECT id FROM records WHERE id = ANY(%s)", [ids])
+    known = {row[0] for row in rows}
+    return [record_id for record_id in ids if record_id not in known]
+
+
+def mark_all(connection: psycopg.Connection, settings: Settings, aliases: Ids[str]) -> None:
+    """Mark every record that is searched under one of the aliases."""
+    if not aliases:
+        return
+    for platform, kind in connection.execute(_PLACES).fetchall():
+        if collections.alias(settings, platform, kind) in aliases:
+            connection.execute(_MARK_PLACE, [platform, kind])
