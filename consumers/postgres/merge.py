@@ -27,6 +27,14 @@ class Place(NamedTuple):
         return (self.at, self.topic_id) > (other.at, other.topic_id)
 
 
+class Vector(NamedTuple):
+    """A vector that came with a result; its numbers are little-endian float32."""
+
+    space: str
+    dimensions: int
+    numbers: bytes
+
+
 class Served(NamedTuple):
     """An ok result that is served while a later outcome is not ok."""
 
@@ -37,6 +45,7 @@ class Served(NamedTuple):
     root: Place
     out: Place
     at: str
+    vector: Vector | None = None
 
 
 class State(NamedTuple):
@@ -45,6 +54,7 @@ class State(NamedTuple):
     parts    name of a part → [input rank, rank, *place of its message]; its value is result[name]
     earlier  the last ok result where the outcome is not ok itself
     floor    the newest deletion that may be newer than an ok result still to come
+    vector   came with the result; a row that was read from its table has none
     """
 
     record_id: str
@@ -62,6 +72,7 @@ class State(NamedTuple):
     parts: Mapping[str, list[Any]] | None = None
     earlier: Served | None = None
     floor: Place | None = None
+    vector: Vector | None = None
 
     @property
     def served(self) -> Served | None:
@@ -75,6 +86,7 @@ class State(NamedTuple):
             self.root,
             self.out,
             self.at,
+            self.vector,
         )
 
 

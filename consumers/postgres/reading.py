@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import orjson
 from confluent_kafka import Message
 
-from consumers.postgres.merge import NO_WHOLE, Place, State, merge
+from consumers.postgres.merge import NO_WHOLE, Place, State, Vector, merge
 from headrace.config import Settings
 from headrace.stream import schemas
 from headrace.stream.decode import Fault
 from headrace.stream.topology import Group, Topic, Topology
 from headrace.stream.wire import CE_SOURCE, HEADER, run_of
+from headrace.vectors import space, unpacked
 
 OUTCOMES = frozenset({"ok", "drop", "dead", "deleted", "deferred"})
+VECTORS = "embeddings"  # the facet whose results carry vectors
 _ERRORS = "__connect.errors."
 _REASON = 500  # characters
 
@@ -130,7 +132,7 @@ class Reader:
             return self._raw(topic)
         stage = self._topology.stage_of(topic)
         if stage is not None:
-            return self._enriched(topic, stage.short)
+            return self._enriched(topic, stage)
         if topic.short == "runs":
             return self._receipt(topic)
         owner = self._topology.group_of(topic)
@@ -160,7 +162,7 @@ class Reader:
 
         return read
 
-    def _enriched(self, topic: Topic, stage: str) -> Read:
+    def _enriched(self, topic: Topic, stage: Group) -> Read:
         check, name, topic_id = self._check(topic), topic.name, self._topic_id
 
         def read(message: Message, batch: Batch) -> None:
@@ -238,7 +240,7 @@ class Reader:
         # What a store reads has the rank that it was written with; what its own input was is lost.
         out = Place(self._topic_id(name), partition, offset, message.timestamp()[1])
         known = lineage._replace(input_rank=0, rank=input_rank)
-        _keep_outcome(batch, message, stage.short, value, known, out)
+        _keep_outcome(batch, message, stage, value, known, out)
 
     def _check(self, topic: Topic) -> Callable[[Any], None]:
         name = topic.schema
@@ -278,11 +280,12 @@ def _keep_record(batch: Batch, message: Message, raw: Raw) -> None:
 def _keep_outcome(
     batch: Batch,
     message: Message,
-    stage: str,
+    group: Group,
     value: Mapping[str, Any],
     lineage: Lineage,
     out: Place,
 ) -> None:
+    stage, vector = group.short, None
     record_id, outcome, result = value["id"], value["outcome"], value.get("result")
     if message.key() != record_id.encode():
         raise Fault("its key is not the record's id")
@@ -292,6 +295,8 @@ def _keep_outcome(
         result = None
     elif not isinstance(result, dict):
         raise Fault("it is an outcome `ok` without a result")
+    elif group.facet == VECTORS and "vector" in result:
+        vector = _vector(result)
     input_rank, parts = lineage.input_rank, None
     if lineage.parts and result is not None:
         order = [lineage.input_rank, lineage.rank, *out]
@@ -314,10 +319,20 @@ def _keep_outcome(
         parts,
         None,
         lineage.root if outcome == "deleted" else None,
+        vector,
     )
     key = (record_id, stage)
     stands = batch.outcomes.get(key)
     batch.outcomes[key] = state if stands is None else merge(stands, state)
+
+
+def _vector(result: dict[str, Any]) -> Vector:
+    """Takes the vector out of a result: it has a table of its own."""
+    model, dimensions, text = result["model"], result["dimensions"], result.pop("vector")
+    try:
+        return Vector(space(model, dimensions), dimensions, unpacked(text, dimensions))
+    except ValueError as error:
+        raise Fault(f"its vector cannot be read: {error}") from None
 
 
 def _json(message: Message) -> tuple[Any, bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import Message
 
-from consumers.postgres.reading import Batch, Reader
+from consumers.postgres.reading import VECTORS, Batch, Reader
 from consumers.postgres.writing import Writer
 from headrace.config import Settings
 from headrace.stream.topology import Group, Topology
@@ -15,9 +15,9 @@ from headrace.stream.topology import Group, Topology
 class PostgresStore:
     """See `headrace.stream.store_worker.Store`."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, writer: Writer) -> None:
         self._reader = reader
-        self._writer = Writer()
+        self._writer = writer
         self.open = self._writer.open
         self.forget = self._writer.forget
         self.resolve = self._writer.resolve
@@ -35,4 +35,8 @@ class PostgresStore:
 def build(
     settings: Settings, topology: Topology, group: Group, topic_id: Callable[[str], str]
 ) -> PostgresStore:
-    return PostgresStore(Reader(settings, topology, group, topic_id))
+    with_vectors = {stage.short for stage in topology.stages() if stage.facet == VECTORS}
+    return PostgresStore(
+        Reader(settings, topology, group, topic_id),
+        Writer(with_vectors, marks=settings.search.enabled),
+    )

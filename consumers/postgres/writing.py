@@ -3,13 +3,13 @@
 resolve  names to ids of dim_*, before the transaction: rows of dim_* are of use to everybody
 records  COPY into a temporary table, ordered upsert where newer
 outcomes COPY into a temporary table, ordered insert; what stands already is locked, merged in
-         Python by the one `merge`, and updated; mentions follow what is served
+         Python by the one `merge`, and updated; mentions and vectors follow what is served
 receipts, dead letters
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ import psycopg
 
 from consumers.postgres.merge import Place, Served, State, merge
 from consumers.postgres.reading import Batch, Letter, Raw, Receipt
+from headrace.search import marks as search
 from headrace.slug import slug
 from headrace.stores.copying import NULL, copy, escaped
 from headrace.stores.dimensions import Dimension
@@ -40,6 +41,10 @@ MENTION = (
     "record_id", "stage", "start", "end", "text", "name", "type", "method", "confidence",
     "place_id", "revision", "version",
 )  # fmt: skip
+VECTOR = (
+    "record_id", "space", "stage", "dimensions", "vector", "version", "rank", "root_topic_id",
+    "root_partition", "root_offset", "root_appended",
+)  # fmt: skip
 
 
 def _listed(columns: Iterable[str], prefix: str = "") -> str:
@@ -54,14 +59,17 @@ CREATE TEMPORARY TABLE IF NOT EXISTS incoming_outcomes ON COMMIT DELETE ROWS AS
   SELECT {_listed(OUTCOME)} FROM outcomes WITH NO DATA;
 CREATE TEMPORARY TABLE IF NOT EXISTS merged_outcomes ON COMMIT DELETE ROWS AS
   SELECT {_listed(OUTCOME)} FROM outcomes WITH NO DATA;
+CREATE TEMPORARY TABLE IF NOT EXISTS incoming_vectors ON COMMIT DELETE ROWS AS
+  SELECT {_listed(VECTOR)} FROM vectors WITH NO DATA;
 """
-_EMPTY = "TRUNCATE incoming_records, incoming_outcomes, merged_outcomes"
+_EMPTY = "TRUNCATE incoming_records, incoming_outcomes, merged_outcomes, incoming_vectors"
 
 _UPSERT_RECORDS = f"""
 INSERT INTO records AS r ({_listed(RECORD)})
 SELECT {_listed(RECORD)} FROM incoming_records ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
-  {", ".join(f'"{column}" = excluded."{column}"' for column in RECORD[1:])}, updated_at = now()
+  {", ".join(f'"{column}" = excluded."{column}"' for column in RECORD[1:])},
+  updated_at = now(), row_version = excluded.row_version
 WHERE newer(excluded.topic_id, excluded."offset", excluded.appended,
             r.topic_id, r."offset", r.appended)
 """
@@ -84,7 +92,8 @@ FOR UPDATE OF o
 
 _UPDATE_OUTCOMES = f"""
 UPDATE outcomes o SET
-  {", ".join(f'"{column}" = m."{column}"' for column in OUTCOME[2:])}, stored_at = now()
+  {", ".join(f'"{column}" = m."{column}"' for column in OUTCOME[2:])},
+  stored_at = now(), row_version = nextval('record_changes')
 FROM merged_outcomes m
 WHERE o.record_id = m.record_id AND o.stage = m.stage
 """
@@ -93,6 +102,23 @@ _DELETE_MENTIONS = """
 DELETE FROM entity_mentions m
 USING unnest(%s::text[], %s::text[]) AS gone (record_id, stage)
 WHERE m.record_id = gone.record_id AND m.stage = gone.stage
+"""
+
+# Those of other revisions than what is served now; another space's of the same revision stays.
+_DELETE_VECTORS = """
+DELETE FROM vectors v
+USING unnest(%s::text[], %s::text[], %s::text[], %s::bigint[])
+   AS now_ (record_id, stage, topic_id, "offset")
+WHERE v.record_id = now_.record_id AND v.stage = now_.stage
+  AND (v.root_topic_id, v.root_offset) IS DISTINCT FROM (now_.topic_id, now_."offset")
+"""
+
+# Whoever is here holds the outcome's row, and what comes is what stands.
+_UPSERT_VECTORS = f"""
+INSERT INTO vectors ({_listed(VECTOR)})
+SELECT {_listed(VECTOR)} FROM incoming_vectors ORDER BY record_id, space
+ON CONFLICT (record_id, space) DO UPDATE SET
+  {", ".join(f'"{column}" = excluded."{column}"' for column in VECTOR[2:])}, stored_at = now()
 """
 
 _DELETE_REDO = """
@@ -154,7 +180,11 @@ class Eager:
 
 
 class Writer:
-    def __init__(self) -> None:
+    def __init__(self, with_vectors: Collection[str] = (), *, marks: bool = True) -> None:
+        """`with_vectors`: the stages whose results come with vectors; `marks`: tell the projector
+        what changed."""
+        self._with_vectors = with_vectors
+        self._marks = marks
         self._eager_records = Eager()
         self._eager_outcomes = Eager()
         self._platforms = Dimension("dim_platform", {"name": "text"})
@@ -214,6 +244,8 @@ class Writer:
                 connection.execute(_UPSERT_RECORDS.encode())
         if batch.outcomes:
             self._write_outcomes(connection, batch.outcomes)
+        if self._marks:
+            search.mark(connection, batch.records.keys() | {key for key, _ in batch.outcomes})
         with connection.cursor() as cursor:
             if batch.receipts:
                 cursor.executemany(_UPSERT_RUN, [_run_row(r) for r in batch.receipts.values()])
@@ -239,6 +271,10 @@ class Writer:
         mentions = [line for state in served for line in self._mention_lines(state)]
         if mentions:
             copy(connection, "entity_mentions", MENTION, mentions)
+        vectors = [line for state in served for line in _vector_lines(state)]
+        if vectors:
+            copy(connection, "incoming_vectors", VECTOR, vectors)
+            connection.execute(_UPSERT_VECTORS.encode())
 
     def _merge_outcomes(self, connection: psycopg.Connection, came: Sequence[State]) -> list[State]:
         """Merge into rows that stand; returns those whose mentions are now to be written."""
@@ -260,6 +296,9 @@ class Writer:
             connection.execute(_UPDATE_OUTCOMES.encode())
         if renewed:
             connection.execute(_DELETE_MENTIONS, _keys(renewed))
+        with_vectors = [state for state in renewed if state.stage in self._with_vectors]
+        if with_vectors:
+            connection.execute(_DELETE_VECTORS, _served_roots(with_vectors))
         return renewed
 
     def _mention_lines(self, state: State) -> Iterator[str]:
@@ -331,6 +370,32 @@ def _mentions(state: State) -> Sequence[Mapping[str, Any]]:
         result = state.earlier.result if state.earlier else None
     found = result.get("entities") if result else None
     return found if isinstance(found, list) else ()
+
+
+def _vector_lines(state: State) -> Iterator[str]:
+    """The vector that came with what is served; one that is stored already does not come again."""
+    served = state.served
+    if served is None or served.vector is None:
+        return
+    space, dimensions, numbers = served.vector
+    root = served.root
+    yield (
+        f"{escaped(state.record_id)}\t{escaped(space)}\t{state.stage}\t{dimensions}"
+        f"\t\\\\x{numbers.hex()}\t{escaped(served.version)}\t{served.rank}"
+        f"\t{root.topic_id}\t{root.partition}\t{root.offset}\t{root.at}"
+    )
+
+
+def _served_roots(states: Iterable[State]) -> list[list[Any]]:
+    """Keys in order, and topic and offset of the revision served; None where none is."""
+    ordered = sorted(states, key=lambda state: (state.record_id, state.stage))
+    roots = [state.served.root if state.served else None for state in ordered]
+    return [
+        [state.record_id for state in ordered],
+        [state.stage for state in ordered],
+        [root.topic_id if root else None for root in roots],
+        [root.offset if root else None for root in roots],
+    ]
 
 
 def _keys(states: Iterable[State]) -> list[list[str]]:

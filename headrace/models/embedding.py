@@ -6,7 +6,6 @@ length together, so that nothing is padded, and a test compares the bits.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import importlib
 import importlib.util
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from headrace.config import Embeddings
 from headrace.errors import ConfigError, HeadraceError
 from headrace.stream.stage import Pause, Retry
+from headrace.vectors import packed, space, unpacked
 
 if TYPE_CHECKING:
     import openai
@@ -80,11 +80,6 @@ def load(settings: Embeddings) -> Embedder:
     return MiniLM(settings.threads)
 
 
-def space(model: str, dimensions: int) -> str:
-    """The name of what vectors of one model and dimension count share: they can be compared."""
-    return f"{model}-{dimensions}"
-
-
 def space_of(settings: Embeddings) -> str:
     """The space that the settings' model writes to, without loading it. Raises ConfigError."""
     if settings.provider == "minilm":
@@ -96,16 +91,14 @@ def space_of(settings: Embeddings) -> str:
 
 
 def encoded(vector: Vectors) -> str:
-    """A vector as results carry it: base64 of little-endian float32."""
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    """A vector as results carry it."""
+    return packed(vector.astype("<f4", copy=False).tobytes())
 
 
 def decoded(text: str, dimensions: int) -> Vectors:
     """The vector that `encoded` wrote. Raises ValueError where it has not that many numbers."""
-    vector = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
-    if len(vector) != dimensions:
-        raise ValueError(f"a vector has {len(vector)} numbers instead of {dimensions}")
-    return vector.astype(np.float32, copy=False)
+    numbers = np.frombuffer(unpacked(text, dimensions), dtype="<f4")
+    return numbers.astype(np.float32, copy=False)
 
 
 class MiniLM:

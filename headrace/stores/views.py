@@ -121,7 +121,12 @@ def _record_status(stages: Sequence[StageRow]) -> str:
             f"LEFT JOIN stage_status {alias} ON {alias}.record_id = r.id AND {alias}.stage = {name}"
         )
     every = [f"s{number}" for number in range(len(stages))]
-    sentiment = [a for a, stage in zip(every, stages, strict=True) if stage.facet == "sentiment"]
+    # A semantic provider of the facet comes later, and the facet has a first answer before.
+    sentiment = [
+        a
+        for a, stage in zip(every, stages, strict=True)
+        if stage.facet == "sentiment" and not stage.semantic
+    ]
     others = [
         a
         for a, stage in zip(every, stages, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from headrace.stores import migrate
 from headrace.stores import postgres as servers
 from headrace.stream import topology
 from headrace.stream.wire import Lineage, Position, Revision
+from headrace.vectors import packed
 from tests.world import CLONE
 
 ENTITY = {
@@ -81,7 +83,10 @@ class Database:
         return cursor.fetchall() if cursor.description else []
 
     def empty(self) -> None:
-        self.sql("TRUNCATE records, outcomes, entity_mentions, dead_letters, offsets, redo, runs")
+        self.sql(
+            "TRUNCATE records, outcomes, entity_mentions, vectors, dead_letters, offsets, redo,"
+            " runs"
+        )
 
     def close(self) -> None:
         if self._connection is not None:
@@ -157,12 +162,19 @@ class Database:
             value["result"] = RESULTS[stage] if result is None else result
         elif reason or outcome != "deleted":
             value["reason"] = reason or "because"
-        return self.message(
-            f"enriched.{stage}", value["id"], value, [("hr", lineage.pack())], offset
-        )
+        output = self.topology.group(stage).output(self.topology.topic("raw.posts.reddit"))
+        short = output.short if output else f"enriched.{stage}"
+        return self.message(short, value["id"], value, [("hr", lineage.pack())], offset)
+
+
+def embedded(*numbers: float, model: str = "m") -> dict[str, Any]:
+    """A result of stage embeddings with these numbers."""
+    vector = packed(struct.pack(f"<{len(numbers)}f", *numbers))
+    return {"clean": "some text", "vector": vector, "model": model, "dimensions": len(numbers)}
 
 
 RESULTS = {
+    "sentiment_ml": {"label": "negative", "score": -0.5, "confidence": 0.7, "language": "en"},
     "sentiment": {"label": "positive", "score": 0.5, "confidence": 0.8, "language": "en"},
     "entities": {"entities": [ENTITY], "language": "en"},
     "text": {

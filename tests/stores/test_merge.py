@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.stores import postgres
-from tests.stores.conftest import ENTITY, Database
+from tests.stores.conftest import ENTITY, Database, embedded
 
 # Two records, two incarnations of their raw topic; what comes of the second is newer although its
 # offsets are smaller.
@@ -123,6 +124,41 @@ def test_any_order_of_outcomes_ends_the_same(
     for part in _cut(messages, cuts):
         assert database.write(part) == []
     assert _found(database) == _expected(events)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(_events(), st.randoms(use_true_random=False), st.lists(st.integers(0, 20), max_size=4))
+def test_any_order_of_vectors_ends_with_that_of_what_is_served(
+    database: Database, events: list[Event], chance: random.Random, cuts: list[int]
+) -> None:
+    database.empty()
+    messages = [
+        database.outcome(
+            event.record, event.root, "embeddings", event.outcome, result=embedded(number, 1),
+            input_rank=event.input_rank, rank=event.rank, offset=number,
+            incarnation=INCARNATIONS[event.incarnation], at=event.incarnation * 1000 + event.root,
+        )
+        for number, event in enumerate(events)
+    ]  # fmt: skip
+    messages += chance.sample(messages, k=len(messages) // 3)  # redelivered
+    chance.shuffle(messages)
+    for part in _cut(messages, cuts):
+        assert database.write(part) == []
+    served = {(record, best) for record, _, _, best in _expected(events)[0] if best is not None}
+    found = database.sql(
+        "SELECT record_id, vector, root_offset, root_topic_id, version FROM vectors"
+    )
+    roots = {(number, event.root, INCARNATIONS[event.incarnation])
+             for number, event in enumerate(events)}  # fmt: skip
+    numbers = {(record, struct.unpack("<2f", vector)[0]) for record, vector, *_ in found}
+    assert numbers == served
+    for _, vector, *root, version in found:
+        assert (int(struct.unpack("<2f", vector)[0]), *root) in roots and version == "1"
 
 
 @settings(

@@ -57,8 +57,8 @@ def test_views_follow_the_stages(databases: Callable[..., Database]) -> None:
 def test_several_stages_may_provide_a_facet(databases: Callable[..., Database]) -> None:
     database = databases()
     topology = database.topology
-    better = replace(topology.groups["sentiment"], short="sentiment_ml", writes=None)
-    groups = {**topology.groups, "sentiment_ml": better}
+    better = replace(topology.groups["sentiment"], short="sentiment_llm", outputs=())
+    groups = {**topology.groups, "sentiment_llm": better}
     migrate.upgrade(database.settings, replace(topology, groups=groups))
     database.write([database.raw("a", 1), database.outcome("a", 1)])
     assert database.sql("SELECT sentiment, sentiment_stale FROM posts") == [("positive", False)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, cast
 
 import psycopg
 import pytest
 
 from headrace.stores.dimensions import Dimension
-from tests.stores.conftest import Database
+from headrace.vectors import as_published
+from tests.stores.conftest import Database, embedded
 
 ODD = "tab\there, line\nend, \\N back\\slash, \r, emoji 🐙👩‍👩‍👧, עברית, \u2028 'quoted' \"too\""
+
+SLOW = ("embeddings", "sentiment_ml")  # semantic as shipped
 
 
 def test_content_comes_back_as_it_was(database: Database) -> None:
@@ -174,6 +178,8 @@ def test_record_status_tells_how_far_a_record_is(database: Database) -> None:
     database.write([database.outcome("a", 2, "entities", "deferred")])
     assert status() == [("pending_semantic", "ok", "pending", "dropped", True)]
     database.write([database.outcome("a", 2, "entities")])
+    assert status() == [("pending_semantic", "ok", "ok", "dropped", True)]
+    database.write([database.outcome("a", 2, name, "drop") for name in SLOW])
     assert status() == [("full", "ok", "ok", "dropped", True)]
     database.write([database.outcome("a", 2, "entities", "dead", rank=2)])
     assert status() == [("failed", "ok", "dead", "dropped", True)]
@@ -194,8 +200,10 @@ def test_coverage_adds_up_and_levels_follow_it(database: Database) -> None:
         " ORDER BY stage"
     )
     assert rows == [
+        ("embeddings", 20, 0, 0, 0, 20, 0),
         ("entities", 20, 0, 0, 0, 20, 0),
         ("sentiment", 20, 12, 4, 2, 2, 0.75),
+        ("sentiment_ml", 20, 0, 0, 0, 20, 0),
         ("text", 20, 20, 0, 0, 0, 1),
     ]
     level = "SELECT processing_level FROM platform_metrics"
@@ -203,6 +211,8 @@ def test_coverage_adds_up_and_levels_follow_it(database: Database) -> None:
     database.write([database.outcome(str(n), n, rank=2) for n in range(16, 20)])
     assert database.sql(level) == [("fast",)]
     database.write([database.outcome(str(n), n, "entities") for n in range(19)])
+    assert database.sql(level) == [("fast",)]
+    database.write([database.outcome(str(n), n, name, "drop") for n in range(20) for name in SLOW])
     assert database.sql(
         "SELECT processing_level, records, engagement, sentiment::float, positive,"
         " top_entities, coverages->'entities' FROM platform_metrics"
@@ -328,3 +338,54 @@ def test_a_batch_resolves_each_dimension_at_once(database: Database, names: int)
     store.resolve(cast(psycopg.Connection, counting), store.read(messages))
     # platform, author, community and run, at most twice each
     assert len(counting.statements) <= (8 if names else 0)
+
+
+def test_a_vector_lies_by_record_and_space_and_not_in_the_result(database: Database) -> None:
+    first = embedded(0.5, -0.25)
+    assert (
+        database.write([database.raw("a", 1), database.outcome("a", 1, "embeddings", result=first)])
+        == []
+    )
+    other = embedded(1, 2, 3, model="large")
+    assert database.write([database.outcome("a", 1, "embeddings", result=other, rank=2)]) == []
+    rows = "SELECT space, dimensions, vector, rank, root_offset FROM vectors ORDER BY space"
+    small, large = struct.pack("<2f", 0.5, -0.25), struct.pack("<3f", 1, 2, 3)
+    assert database.sql(rows) == [("large-3", 3, large, 2, 1), ("m-2", 2, small, 1, 1)]
+    ((result,),) = database.sql("SELECT result FROM outcomes WHERE stage = 'embeddings'")
+    assert result == {"clean": "some text", "model": "large", "dimensions": 3}
+    assert as_published(result, large) == other
+
+    database.write([database.raw("a", 2), database.outcome("a", 2, "embeddings", "drop")])
+    assert len(database.sql(rows)) == 2, "a drop takes nothing away"
+    database.write([database.outcome("a", 2, "embeddings", result=first, rank=3)])
+    assert database.sql(rows) == [("m-2", 2, small, 3, 2)], "a newer revision replaces all spaces"
+    database.write([database.outcome("a", 5, "embeddings", "deleted")])
+    database.write([database.outcome("a", 4, "embeddings", result=first)])
+    assert database.sql(rows) == []
+
+
+def test_a_vector_that_is_none_is_a_dead_letter(database: Database) -> None:
+    good = database.outcome("a", 1, "embeddings", result=embedded(1, 2))
+    short = database.outcome("b", 1, "embeddings", result=embedded(1, 2) | {"dimensions": 3})
+    odd = database.outcome("c", 1, "embeddings", result=embedded(1, 2) | {"vector": "abc"})
+    reasons = database.write([short, good, odd])
+    assert reasons[0] == "its vector cannot be read: it does not hold 3 numbers"
+    assert len(reasons) == 2
+    assert database.sql("SELECT record_id FROM vectors") == [("post:reddit:a",)]
+
+
+def test_the_higher_provider_of_a_facet_is_served(database: Database) -> None:
+    def mood() -> list[tuple[Any, ...]]:
+        return database.sql("SELECT sentiment, sentiment_stale FROM posts")
+
+    database.write([database.raw("a", 1), database.outcome("a", 1, "sentiment")])
+    assert mood() == [("positive", False)]
+    database.write([database.outcome("a", 1, "sentiment_ml", rank=2, input_rank=1)])
+    assert mood() == [("negative", False)]
+    database.write([database.raw("a", 2), database.outcome("a", 2, "sentiment")])
+    assert mood() == [("positive", False)], "a newer revision's lower rank wins"
+    database.write([database.outcome("a", 2, "sentiment_ml", "drop", rank=2, input_rank=1)])
+    assert mood() == [("positive", False)]
+    assert database.sql("SELECT stage, stale FROM served WHERE facet = 'sentiment'") == [
+        ("sentiment", False)
+    ]
