@@ -36,6 +36,7 @@ COMMANDS = {
     "coverage": ("headrace.backlog.commands:coverage", "Which share of the records is done"),
     "trace": ("headrace.backlog.commands:trace", "Everything that is known of one record"),
     "doctor": ("headrace.backlog.commands:doctor", "What is wrong, and what to do about it"),
+    "search": ("headrace.search.commands:search", "Search the records by words and by meaning"),
     "sql": ("headrace.stores.commands:sql", "Ask the database"),
     "config": ("headrace.config_commands:config", "Settings: get, show"),
 }

@@ -69,7 +69,7 @@ INSERT INTO records AS r ({_listed(RECORD)})
 SELECT {_listed(RECORD)} FROM incoming_records ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
   {", ".join(f'"{column}" = excluded."{column}"' for column in RECORD[1:])},
-  updated_at = now(), row_version = excluded.row_version
+  updated_at = now(), row_version = nextval('record_changes')
 WHERE newer(excluded.topic_id, excluded."offset", excluded.appended,
             r.topic_id, r."offset", r.appended)
 """

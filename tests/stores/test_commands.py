@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import orjson
 
+from headrace.stores import migrate
 from tests.stores.conftest import Database
 from tests.world import CLONE
 
@@ -66,7 +67,7 @@ def test_sql_changes_nothing_and_says_mistakes_in_a_line(database: Database) -> 
 
 def test_migrate_says_what_it_did(databases: Callable[..., Database]) -> None:
     database = databases()
-    for words in ("are now at version 0001", "were already at version 0001"):
+    for words in ("are now", "were already"):
         result = headrace(database, "migrate")
         assert result.returncode == 0, result.stderr
-        assert words in result.stdout
+        assert f"{words} at version {migrate.head()}" in result.stdout
