@@ -63,10 +63,10 @@ def lag(
             return _serve(reader, groups, serve)
         if watch:
             return _watch(reader, groups, every, detail or "", as_json)
-        found = reader.read(groups, times=True)
+        found = reader.read(groups, times=True, projectors=True)
         if rates:
             time.sleep(RATES_SECONDS)
-            found = reader.rated(found, reader.read(groups, times=True))
+            found = reader.rated(found, reader.read(groups, times=True, projectors=True))
         if prometheus:
             from headrace.backlog import exporter
 
@@ -223,7 +223,7 @@ def _watch(reader: Any, groups: Sequence[str], every: float, detail: str, as_jso
     live = not as_json and console.is_terminal
 
     def sample() -> list[GroupLag]:
-        now: list[GroupLag] = reader.read(groups, times=True)
+        now: list[GroupLag] = reader.read(groups, times=True, projectors=True)
         samples.append(now)
         window = reader.stall_seconds * 1000
         # The oldest sample that is at least a window old stays: a stall needs a whole one.

@@ -22,6 +22,8 @@ from headrace.backlog.model import GroupLag
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.schedule import duration_text
+from headrace.search import collections, compare, marks
+from headrace.stores import postgres, weaviate
 from headrace.stream import clients, topics
 from headrace.stream.clients import Admin
 from headrace.stream.topology import Group, Topology
@@ -34,7 +36,7 @@ Offsets = dict[tuple[str, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    check: str  # servers, topics, retention, lag, offsets, records, runs
+    check: str  # servers, topics, retention, lag, offsets, records, runs, search
     what: str
     do: str
     level: Literal["finding", "note"] = "finding"
@@ -115,6 +117,7 @@ def examine(settings: Settings) -> Diagnosis:
         else:
             if reader is not None and lags:
                 found += _offsets(settings, reader)
+            found += _search(settings)
     return Diagnosis(tuple(found), tuple(sums))
 
 
@@ -138,7 +141,7 @@ def _weaviate(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "servers",
             f"Weaviate does not answer at {url}: {error}",
-            "start it with `headrace up`, or correct weaviate.url",
+            "start it with `headrace up weaviate`, or correct weaviate.url",
         )
 
 
@@ -234,6 +237,48 @@ def _runs(settings: Settings) -> Iterator[Finding]:
                 "`headrace publish` the same files again: it goes on where this run ended",
                 level="note",
             )
+
+
+def _search(settings: Settings) -> Iterator[Finding]:
+    """Whether Weaviate shows what PostgreSQL has; what differs is marked again."""
+    if not settings.search.enabled or not weaviate.expected(settings):
+        return
+    try:
+        with (
+            postgres.connect(settings, autocommit=True, application="headrace doctor") as own,
+            weaviate.connect(settings) as client,
+        ):
+            if not collections.read(own):
+                return
+            refused, waiting = marks.errors(own), marks.waiting(own).marks
+            compared = None if waiting else compare.everything(own, client, settings)
+    except Exception as error:
+        if not isinstance(error, HeadraceError | psycopg.Error) and not weaviate.known(error):
+            raise
+        said = weaviate.line(error)
+        yield Finding("search", said, "start it; until then its marks wait and nothing is lost")
+        return
+    if refused:
+        yield Finding(
+            "search",
+            f"Weaviate refused {refused:,} records",
+            "`headrace search errors` says why; `headrace search errors --retry` tries again",
+        )
+    if compared is None:
+        yield Finding(
+            "search",
+            f"{waiting:,} marks wait; PostgreSQL and Weaviate are compared when there are none",
+            "`headrace run search --until-caught-up`",
+            level="note",
+        )
+    elif compared.apart or compared.unknown:
+        yield Finding(
+            "search",
+            f"Weaviate shows {compared.apart:,} of {compared.records:,} records otherwise than"
+            f" PostgreSQL and {compared.unknown:,} that are not there"
+            f" ({', '.join(compared.examples)})",
+            "they are marked again: `headrace run search --until-caught-up`",
+        )
 
 
 _STATUS = """

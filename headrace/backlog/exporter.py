@@ -122,7 +122,7 @@ class _Live:
         up = GaugeMetricFamily("headrace_lag_up", "Whether Kafka told the lag")
         with self._lock:
             try:
-                now = self._reader.read(self._groups or None, times=True)
+                now = self._reader.read(self._groups or None, times=True, projectors=True)
             except ServerUnavailable as error:
                 log.warning("no lag to tell", reason=str(error))
                 up.add_metric([], 0)

@@ -14,11 +14,12 @@ from dataclasses import replace
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from headrace import platforms
+from headrace.backlog import projection
 from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State, measure, settle
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.stream import clients, topology
-from headrace.stream.topology import Topology
+from headrace.stream.topology import Projector, Topology
 
 OLDEST_SECONDS = 5.0  # the longest to wait for the times of unread messages
 
@@ -58,20 +59,39 @@ class Reader:
         self._admin.close()
 
     def read(
-        self, groups: Sequence[str] | None = None, *, members: bool = True, times: bool = False
+        self,
+        groups: Sequence[str] | None = None,
+        *,
+        members: bool = True,
+        times: bool = False,
+        projectors: bool = False,
     ) -> list[GroupLag]:
-        """One sample. `times` also reads when the next unread messages were written."""
+        """One sample. `times` also reads when the next unread messages were written; `projectors`
+        tells of them too where no group is named."""
+        named = [found for name in groups or () if (found := self.topology.projector(name))]
+        if projectors and not groups:
+            named = list(self.topology.projectors.values())
+        rest = [name for name in groups or () if self.topology.projector(name) is None]
         try:
-            return self._read(groups, members, times)
+            return self._read(rest if groups else None, members, times, named)
         except KafkaException as error:
             if isinstance(error, HeadraceError):
                 raise
             raise ServerUnavailable(f"Kafka does not tell the lag: {error}") from None
 
-    def _read(self, groups: Sequence[str] | None, members: bool, times: bool) -> list[GroupLag]:
+    def _read(
+        self,
+        groups: Sequence[str] | None,
+        members: bool,
+        times: bool,
+        projectors: Sequence[Projector],
+    ) -> list[GroupLag]:
         upstream = upstream_of(self.topology)
-        wanted = [self.topology.group(short).short for short in groups or self.topology.groups]
-        needed = [short for short in self.topology.groups if short in _closure(wanted, upstream)]
+        chosen = self.topology.groups if groups is None else groups
+        wanted = [self.topology.group(short).short for short in chosen]
+        above = tuple(store.short for store in self.topology.stores()) if projectors else ()
+        closure = _closure([*wanted, *above], upstream)
+        needed = [short for short in self.topology.groups if short in closure]
         there = self._admin.topics()
         watched = {short: self._watched(short, there) for short in needed}
         committed = {
@@ -105,8 +125,14 @@ class Reader:
         if times:
             self._read_times([p for g in samples for p in g.partitions if p.lag])
             samples = [self._with_times(group) for group in samples]
+        samples += [projection.read(self.settings, projector) for projector in projectors]
+        upstream |= {projector.short: above for projector in projectors}
         settled = settle(samples, upstream, self.stall_seconds)
-        return [group for group in settled if group.group in wanted]
+        return [
+            projection.told(self.settings, group) if group.kind == "projector" else group
+            for group in settled
+            if group.group in wanted or group.kind == "projector"
+        ]
 
     def rated(self, before: Sequence[GroupLag], after: Sequence[GroupLag]) -> list[GroupLag]:
         """`after` with the rates since `before`, and the states that follow from them."""

@@ -120,7 +120,7 @@ class Searcher:
                 raise
             if weaviate.lost(error):
                 raise ServerUnavailable(f"Weaviate: {weaviate.line(error)}") from None
-            if type(error).__module__.startswith("weaviate."):
+            if weaviate.known(error):
                 raise HeadraceError(f"search: {weaviate.line(error)}") from None
             raise
 

@@ -134,6 +134,11 @@ def lost(error: BaseException) -> bool:
     )
 
 
+def known(error: BaseException) -> bool:
+    """Whether Weaviate or the way to it is the cause, for whoever says it in one line."""
+    return lost(error) or type(error).__module__.startswith("weaviate.")
+
+
 def passing(message: str) -> bool:
     """The same of what Weaviate says about one object."""
     said = message.lower()
