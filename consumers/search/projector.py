@@ -89,7 +89,7 @@ class SearchLoop:
         self._settings: Settings = post.settings
         self._topology = topology
         self._application = projector.application
-        self._most = projector.batch.records
+        self._most = post.settings.processing.batch_size or projector.batch.records
         self._backoff = Backoff(post.settings)
         self._connection: psycopg.Connection | None = None
         self._client: WeaviateClient | None = None
