@@ -234,6 +234,14 @@ def _lexicon(plain: str) -> list[float]:
     ]
 
 
+def verdict(probabilities: Sequence[float]) -> Sentiment:
+    """The most probable of LABELS; of equals the first."""
+    negative, _, positive = probabilities
+    confidence = max(probabilities)
+    label = LABELS[list(probabilities).index(confidence)]
+    return Sentiment(label, round(positive - negative, 4), round(confidence, 4))
+
+
 class SentimentModel:
     """The trained model. Read-only after loading, so one serves all batches of a process."""
 
@@ -265,7 +273,14 @@ class SentimentModel:
 
     def classify(self, text: str) -> Sentiment:
         """Label, score and confidence of one English text."""
-        seen = features(text)
+        odds = [
+            1 / (1 + math.exp(-max(-30.0, min(30.0, one)))) for one in self.sums(features(text))
+        ]
+        total = sum(odds)
+        return verdict([value / total for value in odds])
+
+    def sums(self, seen: Features) -> list[float]:
+        """What the model says for each of LABELS, before it becomes a probability."""
         sums = list(self._intercept)
         for position, row in enumerate(self._dense):
             value = seen.dense[position]
@@ -283,12 +298,7 @@ class SentimentModel:
             scale = self._scales[family] * seen.norm
             for label in range(3):
                 sums[label] += found[family][label] * scale
-        odds = [1 / (1 + math.exp(-max(-30.0, min(30.0, value)))) for value in sums]
-        total = sum(odds)
-        negative, neutral, positive = (value / total for value in odds)
-        confidence = max(negative, neutral, positive)
-        label_at = (negative, neutral, positive).index(confidence)
-        return Sentiment(LABELS[label_at], round(positive - negative, 4), round(confidence, 4))
+        return sums
 
     def classify_all(self, texts: Sequence[str]) -> list[Sentiment]:
         """Each text by itself: its answer does not depend on its neighbours."""

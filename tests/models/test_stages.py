@@ -1,9 +1,10 @@
-"""The stages text, entities and sentiment: one outcome each, results as their schemas say."""
+"""The stages with local models: one outcome each, results as their schemas say."""
 
 from __future__ import annotations
 
 import importlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from headrace.config import Sentiment, Settings
 from headrace.errors import ConfigError
+from headrace.models.embedding import decoded
 from headrace.stream.stage import Context, Outcome, Process, Record
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,67 @@ def test_outcomes_fit_the_schema_and_do_not_depend_on_the_batch(name: str) -> No
     assert process([Record("r", "post", "x", {"id": "r", "text": None})])[0].reason == "empty"
 
 
+@cache
+def embedded() -> list[Record]:
+    """What the stage embeddings makes of the texts it takes."""
+    batch = records(TEXTS)
+    outcomes = stage("embeddings")(batch)
+    return [
+        record._replace(value=outcome.result)
+        for record, outcome in zip(batch, outcomes, strict=True)
+        if outcome.result is not None
+    ]
+
+
+def test_embeddings_carry_text_and_vector_whatever_the_batch() -> None:
+    process = stage("embeddings")
+    batch = records(TEXTS)
+    outcomes = list(process(batch))
+    schema = json.loads((ROOT / "schemas" / "enriched_embeddings.v1.json").read_text())
+    validator = jsonschema_rs.Draft202012Validator(schema)
+    for record, outcome in zip(batch, outcomes, strict=True):
+        validator.validate(envelope("embeddings", record, outcome, "1"))
+    assert list(process(batch[::-1])) == outcomes[::-1]
+    assert [process([record])[0] for record in batch] == outcomes
+    assert process([]) == []
+    dropped = [TEXTS[n] for n, outcome in enumerate(outcomes) if outcome.reason == "no words"]
+    assert dropped == ["", "...", "https://t.co/abc", "😀😀"]
+    first = outcomes[0].result
+    assert first is not None
+    assert first["clean"] == "I love my new iPhone & the #camera! Thanks @Apple 😀"
+    assert len(decoded(first["vector"], first["dimensions"])) == 384
+    assert len(outcomes[-1].result["clean"]) < 4_001  # type: ignore[index]
+
+
+def test_sentiment_ml_reads_vectors() -> None:
+    process = stage("sentiment_ml")
+    schema = json.loads((ROOT / "schemas" / "enriched_sentiment_ml.v1.json").read_text())
+    validator = jsonschema_rs.Draft202012Validator(schema)
+    outcomes = list(process(embedded()))
+    for record, outcome in zip(embedded(), outcomes, strict=True):
+        validator.validate(envelope("sentiment_ml", record, outcome, process.version))  # type: ignore[attr-defined]
+    assert list(process(embedded()[::-1])) == outcomes[::-1]
+    assert [process([record])[0] for record in embedded()] == outcomes
+    assert outcomes[0].result is not None
+    assert (outcomes[0].result["label"], outcomes[0].result["language"]) == ("positive", "en")
+    assert outcomes[1].reason in ("language: ms", "language: id")
+    moods = {
+        "The flight was delayed again and nobody told us why": "negative",
+        "What a wonderful day, thank you all": "positive",
+        "The meeting starts at 10 in room 4": "neutral",
+    }
+    batch = records(list(moods))
+    made = [ok.result for ok in stage("embeddings")(batch)]
+    found = process([one._replace(value=result) for one, result in zip(batch, made, strict=True)])
+    assert [one.result["label"] for one in found] == list(moods.values())  # type: ignore[index]
+
+
+def test_sentiment_ml_leaves_other_models_vectors_alone() -> None:
+    first = embedded()[0]
+    other = first._replace(value={**first.value, "model": "large"})
+    assert stage("sentiment_ml")([other])[0].reason == "space: large-384"
+
+
 def test_text_says_what_it_read() -> None:
     result = stage("text")(records(TEXTS))[0].result
     assert result is not None
@@ -100,10 +163,11 @@ def test_sentiment_drops_what_it_cannot_read() -> None:
     ]
 
 
-def test_sentiment_refuses_a_language_that_its_model_lacks() -> None:
+@pytest.mark.parametrize("name", ["sentiment", "sentiment_ml"])
+def test_sentiment_refuses_a_language_that_its_model_lacks(name: str) -> None:
     settings = Settings(home=ROOT, sentiment=Sentiment(languages=("en", "ms")))
     with pytest.raises(ConfigError, match="cannot read ms"):
-        stage("sentiment", settings)
+        stage(name, settings)
 
 
 def test_entities_obey_the_threshold() -> None:
