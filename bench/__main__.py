@@ -6,19 +6,20 @@ from pathlib import Path
 
 import click
 
-from bench import harness, memory, publishing, store, throughput
+from bench import harness, memory, publishing, search, store, throughput
 from bench.harness import Figure, Goal
 from bench.rig import rig
 
-PARTS = ("publish", "throughput", "store", "memory")
+PARTS = ("publish", "throughput", "store", "search", "memory")
 
 
 @click.command()
 @click.option("--only", help=f"Some of {', '.join(PARTS)}, with commas between.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--quick", is_flag=True, help="A tenth of the records: whether it runs at all.")
+@click.option("--objects", default=100_000, show_default=True, help="Of the search part.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the readings here.")
-def main(only: str | None, rounds: int, quick: bool, path: Path | None) -> None:
+def main(only: str | None, rounds: int, quick: bool, objects: int, path: Path | None) -> None:
     """Measure Headrace beside its peers. Ratios count; times on a busy machine mean little."""
     parts = only.split(",") if only else list(PARTS)
     unknown = set(parts) - set(PARTS)
@@ -35,6 +36,8 @@ def main(only: str | None, rounds: int, quick: bool, path: Path | None) -> None:
                 found = throughput.measure(on, 500_000 // scale, rounds)
             elif part == "store":
                 found = store.measure(on, 200_000 // scale, rounds)
+            elif part == "search":
+                found = search.measure(on, objects // scale, rounds)
             else:
                 found = memory.measure(on, tuple(size // scale for size in memory.SIZES))
             harness.print_figures(part, found[0])
