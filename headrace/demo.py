@@ -26,7 +26,7 @@ from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.servers import configured
 from headrace.stores import migrate, postgres
-from headrace.stream import clients, topics
+from headrace.stream import clients, topics, topology
 
 PROJECT = "headrace_demo"
 STEP_SECONDS = 0.1
@@ -127,6 +127,7 @@ def _watch(
     first: float | None = None
     changed = 0.0
     last: list[int] = []
+    quick = [group.short for group in topology.load(settings).mode("fast")]
     with (
         lag.Reader(settings) as reader,
         postgres.connect(settings, autocommit=True) as connection,
@@ -134,7 +135,7 @@ def _watch(
     ):
         while True:
             running = runner.poll() is None
-            groups = reader.read(members=False)
+            groups = reader.read(quick, members=False)
             now = time.monotonic() - began
             if first is None and (row := connection.execute(FIRST).fetchone()) is not None:
                 first = now

@@ -28,6 +28,6 @@ def test_the_demo_shows_the_whole_way(kafka: str, postgres: str, tmp_path: Path)
     assert "first analysed record: " in said
     last = [line for line in said.splitlines() if " lag: " in line][-1]
     assert last.endswith("lag: text 0, entities 0, sentiment 0, postgres 0")
-    assert re.search(r"reddit +43 .* full ", said) and re.search(r"youtube +38 .* full ", said)
+    assert re.search(r"reddit +43 .* fast ", said) and re.search(r"youtube +38 .* fast ", said)
     assert "{" not in said + run.stderr, "a person reads no log lines"
     assert not (tmp_path / "rejects").exists()

@@ -8,7 +8,7 @@ down, and all of the records only when every offset is passed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 
@@ -102,6 +102,13 @@ def progress(receipt: Receipt, topology: Topology, lags: Sequence[GroupLag]) -> 
             kept = max(above.passed - behind, 0)
             what = stage.short if group.kind == "store" else ""
             steps.append(Step(group.short, what, kept, above.records, above.left_out))
+        if not group.when.always:  # what it has not passed waits for its hour, as it should
+            steps = [
+                replace(step, left_out=step.records - step.passed)
+                if step.group == group.short
+                else step
+                for step in steps
+            ]
         if group.kind == "stage":
             own = [step for step in steps if step.group == group.short]
             if own:

@@ -123,8 +123,8 @@ class Walk:
 
 
 def concerned(topology: Topology, receipt: Receipt, stages: Sequence[str] = ()) -> list[str]:
-    """The groups to wait for: all that the run's records reach; or those named, what they need
-    above them, and the stores that keep their results."""
+    """The groups to wait for: all always-on ones that the run's records reach; or those named, what
+    they need above them, and the stores that keep their results."""
     upstream = upstream_of(topology)
     raw = {topic for topic, _ in receipt.spans}
     reached: set[str] = set()
@@ -133,7 +133,7 @@ def concerned(topology: Topology, receipt: Receipt, stages: Sequence[str] = ()) 
             if any(topic.name in raw for topic in group.reads) or reached & set(upstream[short]):
                 reached.add(short)
     if not stages:
-        return [short for short in topology.groups if short in reached]
+        return [s for s, group in topology.groups.items() if s in reached and group.when.always]
     named = {topology.group(short).short for short in stages}
     wanted = set(named)
     for _ in topology.groups:

@@ -20,7 +20,8 @@ from headrace.stream.topology import Topology
 
 TOPOLOGY: Topology = topologies.load(config.load({"project": "p"}))
 RAW = "p.raw.posts.reddit"
-STAGES = [group.short for group in TOPOLOGY.stages()]
+STAGES = [group.short for group in TOPOLOGY.stages() if group.when.always]
+ALWAYS = [*STAGES, "postgres"]
 DAY = 86_400_000
 
 
@@ -69,7 +70,8 @@ def test_a_store_is_reached_last_and_all_means_all() -> None:
     made = {f"enriched.{short}": 80 for short in STAGES}
     stored = {f"postgres<{topic}": 80 for topic in made}
     most = progress(run, TOPOLOGY, sample({**dict.fromkeys(STAGES, 99), "postgres": 100}, made))
-    assert {s.what: s.passed for s in most.steps if s.group == "postgres"} == {
+    kept = {s.what: s.passed for s in most.steps if s.what in (*STAGES, "records")}
+    assert kept == {
         "records": 100,
         **dict.fromkeys(STAGES, 19),
     }
@@ -95,6 +97,18 @@ def test_a_part_is_never_called_all(
             assert (step.passed == records) == (committed >= end)
 
 
+def test_a_scheduled_group_does_not_hold_a_run_back() -> None:
+    found = progress(receipt((0, 100)), TOPOLOGY, sample(dict.fromkeys(ALWAYS, 100)))
+    assert found.done
+    (step,) = (step for step in found.steps if step.group == "embeddings")
+    assert (step.passed, step.left_out) == (0, 100)
+    assert concerned(TOPOLOGY, receipt((0, 100)), ["sentiment_ml"]) == [
+        "embeddings",
+        "sentiment_ml",
+        "postgres",
+    ]
+
+
 def test_what_is_left_out_does_not_hold_a_run_back() -> None:
     run = receipt((0, 100))
     lags = sample(dict.fromkeys([*STAGES, "postgres"], 100))
@@ -108,7 +122,7 @@ def test_what_is_left_out_does_not_hold_a_run_back() -> None:
     found = progress(run, TOPOLOGY, lags)
     assert found.done
     assert next(s for s in found.steps if s.group == lags[0].group).left_out == 100
-    walk = Walk(TOPOLOGY, run, list(TOPOLOGY.groups))
+    walk = Walk(TOPOLOGY, run, ALWAYS)
     assert walk.update(run, by_name(lags)) == ()
     assert walk.left_out == (lags[0].group,)
 
@@ -144,7 +158,7 @@ def test_a_run_that_grows_begins_its_walk_again() -> None:
 def test_a_named_stage_brings_the_stores_of_its_result_and_nothing_else() -> None:
     run = receipt((0, 10))
     assert concerned(TOPOLOGY, run, ["text"]) == ["text", "postgres"]
-    assert concerned(TOPOLOGY, run) == list(TOPOLOGY.groups)
+    assert concerned(TOPOLOGY, run) == ALWAYS
     communities = Receipt.of(
         {"run": "c", "state": "done", "offsets": {"p.raw.communities": {"0": 3}}, "records": 3}
     )

@@ -104,7 +104,8 @@ def test_compaction_would_lose_messages(world):
 def test_a_topic_that_nobody_wants_is_named_and_left(world):
     world.apply()
     (world.home / "config" / "platforms" / "youtube.yaml").unlink()
-    assert plan(world).unknown == (f"{world.project}.raw.posts.youtube",)
+    gone = ("enriched.embeddings.youtube", "raw.posts.youtube")
+    assert plan(world).unknown == tuple(f"{world.project}.{short}" for short in gone)
     assert f"{world.project}.raw.posts.youtube" in world.admin.topics()
     assert topology.load(world.settings).platforms == ("reddit",)
 
@@ -120,7 +121,7 @@ def test_the_command_shows_the_difference_and_a_dry_run_changes_nothing(world):
 
     listed = json.loads(world.command("topics", "list", "--json").stdout)
     raw = next(row for row in listed if row["topic"] == name)
-    assert raw["readers"] == ["text", "entities", "sentiment", "postgres"]
+    assert raw["readers"] == ["text", "entities", "sentiment", "embeddings", "postgres"]
 
     alter(world, retain("enriched.text", "1 day"))
     refused = world.command("topics", "apply", check=False)
