@@ -72,7 +72,7 @@ SELECT EXISTS (SELECT FROM search_collections WHERE state = 'building')
 _OLD = """
 DELETE FROM search_written WHERE id IN (
   SELECT id FROM search_written WHERE written_at < now() - make_interval(secs => %s)
-  ORDER BY id LIMIT 20 FOR UPDATE SKIP LOCKED)
+  ORDER BY id LIMIT 10 FOR UPDATE SKIP LOCKED)
 RETURNING record_ids
 """
 
@@ -105,8 +105,7 @@ class SearchLoop:
             with self._post.watchdog.step("projection", 600.0):
                 started = time.perf_counter()
                 counts = self._take(connection, client)
-                if counts is None:
-                    self._sweep(connection, client)
+                self._sweep(connection, client)
         except Exception as error:
             self._lost(error)
             raise
@@ -167,8 +166,10 @@ class SearchLoop:
                 if all(record.deleted for record in group):
                     continue
                 known[of] = [collections.make(connection, client, self._settings, of)]
+            alone = len(known[of]) == 1
             for collection in known[of]:
-                here = [r for r in group if collection.building or r.record_id in changed]
+                every = alone or collection.building
+                here = [r for r in group if every or r.record_id in changed]
                 gone = [record for record in here if record.deleted]
                 deleted += 0 if collection.building else len(gone)
                 self._write(client, collection, [r for r in here if not r.deleted], failed)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import click
 
 from headrace.config import Settings
-from headrace.search.query import Filters, Hit, Mode, Searcher
+from headrace.search.query import Filters, Hit, Mode, NoVectors, Searcher
 
 _WIDE = 160  # characters of a line that goes to no terminal
 
@@ -42,8 +42,8 @@ def search() -> None:
 @search.command()
 @click.argument("words", nargs=-1, required=True)
 @click.option(
-    "--mode", type=click.Choice(get_args(Mode)), default="hybrid", show_default=True,
-    help="By the words, by their meaning, or both.",
+    "--mode", type=click.Choice(get_args(Mode)),
+    help="By the words, by their meaning, or both; left out: both where it can be done.",
 )  # fmt: skip
 @click.option("--platform", "platforms", multiple=True, help="Only this one; may be given again.")
 @click.option("--kind", "kinds", multiple=True, help="post, comment, community, …")
@@ -61,7 +61,7 @@ def words(
     load: Callable[[], Settings],
     /,
     words: tuple[str, ...],
-    mode: Mode,
+    mode: Mode | None,
     limit: int,
     as_json: bool,
     **chosen: Any,
@@ -69,8 +69,15 @@ def words(
     """Search the records for WORDS."""
     settings = load()
     asked = " ".join(words)
+    filters = Filters(**chosen)
     with Searcher(settings) as searcher:
-        hits = searcher.search(asked, mode, Filters(**chosen), limit)
+        try:
+            hits = searcher.search(asked, mode or "hybrid", filters, limit)
+        except NoVectors as error:
+            if mode is not None:
+                raise
+            click.echo(f"by words only: {error}", err=True)
+            hits = searcher.search(asked, "keyword", filters, limit)
     if as_json:
         click.echo(json.dumps([hit.as_dict() for hit in hits], indent=2, ensure_ascii=False))
         return 0
@@ -98,10 +105,6 @@ def rebuild(load: Callable[[], Settings], no_wait: bool) -> int:
         made = collections.begin_rebuild(connection, client, settings)
         total = marks.waiting(connection).rebuild
         connection.commit()
-        if not made:
-            # Nothing was ever projected, or Weaviate's data are gone: all of it is new then.
-            connection.execute("INSERT INTO search_dirty (record_id) SELECT id FROM records")
-            connection.commit()
     for collection in made:
         click.echo(f"builds {collection.name} behind {collection.alias}")
     click.echo(f"{total:,} records to project")

@@ -35,6 +35,10 @@ _WORDS = ("title^2", "text", "community")
 _CANDIDATES = 100  # of each way, for a hybrid answer
 
 
+class NoVectors(HeadraceError):
+    """Nothing can be asked by meaning; says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Filters:
     """Times are RFC 3339 or dates, or an age ("7 days")."""
@@ -166,7 +170,7 @@ class Searcher:
         for of in aliases:
             space = collections.space_in(self._client, of)
             if space != wanted:
-                raise HeadraceError(
+                raise NoVectors(
                     f"search: the vectors behind {of} are of {space}, the settings' model makes"
                     f" {wanted}: `headrace search rebuild`, or --mode keyword"
                 )
@@ -185,11 +189,11 @@ class Searcher:
         return _best(hits, limit)
 
     def _vector(self, words: str) -> list[float]:
-        self._model = self._model or embedding.load(self._settings.embeddings)
         try:
+            self._model = self._model or embedding.load(self._settings.embeddings)
             numbers: list[float] = self._model.embed([words])[0].tolist()
-        except (Retry, Pause) as error:
-            raise HeadraceError(f"search: no vector for these words: {error}") from None
+        except (Retry, Pause, HeadraceError) as error:
+            raise NoVectors(f"search: no vector for these words: {error}") from None
         return numbers
 
 

@@ -93,6 +93,16 @@ def test_a_rebuild_serves_all_the_while(search: Search, monkeypatch):
     assert len(search.objects()) == 31
 
 
+def test_a_rebuild_is_where_search_begins(searches):
+    search = searches(flags={"search.enabled": False})
+    world = search.world
+    world.post(n=20)
+    world.run("postgres")
+    assert search.waiting() == 0
+    world.command("search", "rebuild")
+    assert len(search.objects()) == 20 and search.compare().apart == 0
+
+
 def test_what_weaviate_refuses_is_kept_and_shown(search: Search):
     world = search.world
     world.post(n=3)

@@ -73,6 +73,21 @@ def test_words_meaning_and_filters(search: Search):
     assert search.compare().apart == 0
 
 
+def test_without_vectors_the_words_do(search: Search):
+    world = search.world
+    _publish(search)
+    world.run("postgres")
+    search.project()
+    hits = json.loads(world.command("search", "shoes", "--json").stdout)
+    assert len(hits) == 3
+    unlike = {"HEADRACE_EMBEDDINGS__PROVIDER": "openai", "HEADRACE_EMBEDDINGS__MODEL": "m",
+              "HEADRACE_EMBEDDINGS__DIMENSIONS": "8"}  # fmt: skip
+    said = world.command("search", "shoes", "--json", env=unlike)
+    assert len(json.loads(said.stdout)) == 3 and "by words only: " in said.stderr
+    refused = world.command("search", "shoes", "--mode", "semantic", env=unlike, check=False)
+    assert refused.returncode == 2 and "`headrace search rebuild`" in refused.stderr
+
+
 def test_before_anything_is_there_one_line_says_so(search: Search):
     said = search.world.command("search", "shoes", check=False)
     assert said.returncode == 2 and len(said.stderr.strip().splitlines()) == 1
