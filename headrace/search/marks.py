@@ -55,7 +55,7 @@ def left(settings: Settings) -> int:
     """Marks waiting, counted up to a thousand; asked on a connection of its own."""
     with postgres.connect(settings, readonly=True) as connection:
         row = connection.execute(
-            "SELECT count(*) FROM (SELECT FROM search_dirty LIMIT 1000) AS some"
+            "SELECT count(*) FROM (SELECT FROM search_dirty LIMIT 1000) AS first"
         ).fetchone()
     return int(row[0]) if row else 0
 
