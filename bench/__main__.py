@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from bench import harness, memory, publishing, search, store, throughput
+from bench import embeddings, harness, memory, publishing, search, store, throughput
 from bench.harness import Figure, Goal
 from bench.rig import rig
 
-PARTS = ("publish", "throughput", "store", "search", "memory")
+PARTS = ("publish", "throughput", "store", "embeddings", "search", "memory")
 
 
 @click.command()
@@ -36,6 +36,8 @@ def main(only: str | None, rounds: int, quick: bool, objects: int, path: Path | 
                 found = throughput.measure(on, 500_000 // scale, rounds)
             elif part == "store":
                 found = store.measure(on, 200_000 // scale, rounds)
+            elif part == "embeddings":
+                found = embeddings.measure(on, 5_000 // scale, rounds)
             elif part == "search":
                 found = search.measure(on, objects // scale, rounds)
             else:
