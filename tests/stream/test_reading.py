@@ -47,6 +47,8 @@ def test_a_named_stage_brings_its_stores(worlds):
     shorts = lambda *chosen: [group.short for group in choose(topology, *chosen)]  # noqa: E731
     assert shorts(["sentiment"], None, False) == ["sentiment", "postgres"]
     assert shorts(["sentiment"], None, True) == ["sentiment"]
-    assert shorts([], "full", False) == list(topology.groups)
+    always = [short for short, group in topology.groups.items() if group.when.always]
+    assert shorts([], "full", False) == always
+    assert "embeddings" not in always
     order = [group.short for group in in_order(topology, topology.groups.values())]
     assert order.index("postgres") > max(order.index(stage.short) for stage in topology.stages())
