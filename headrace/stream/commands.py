@@ -90,7 +90,7 @@ def worker(
     mode: Mode | None,
     until_caught_up: bool,
     supervisor: str | None,
-) -> int:
+) -> None:
     """Run one group in this process, as a container does.
 
     Exit status: 0 after a signal or when caught up, 4 when too many dead letters stopped the
@@ -116,7 +116,7 @@ def worker(
     if settings.processing.batch_size is not None:
         batch = replace(found.batch, records=settings.processing.batch_size)
         found = replace(found, batch=batch)
-    return workers.run(
+    code = workers.run(
         settings,
         topology,
         found,
@@ -125,6 +125,9 @@ def worker(
         report=report,
         finished=_finished(found, topics) if until_caught_up else lambda admin: False,
     )
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)  # taking librdkafka's threads down may hang where the broker is gone
 
 
 def choose(topology: Topology, names: Sequence[str], mode: Mode | None, only: bool) -> list[Group]:

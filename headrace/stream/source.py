@@ -53,7 +53,8 @@ class Source:
     start     says where to begin newly assigned partitions: the next offset, or None where nothing
               is committed yet, which begins at the log's start. It may raise Retry to be asked
               again. Left out: Kafka's own commits.
-    stopping  ends long waits early.
+    stopping  ends long waits early
+    on_lost   hears how many messages were gone before the group came to them
 
     Every method that talks to the broker raises KafkaException; `faults.passes` says which of them
     are worth waiting for.
@@ -69,10 +70,11 @@ class Source:
         *,
         start: Start | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        on_lost: Callable[[int], object] = lambda messages: None,
     ) -> None:
         self.group = group
         self.topics = {topic.name: topic for topic in topics}
-        self.lost = 0  # messages that were gone before the group came to them
+        self._on_lost = on_lost
         self._batch = batch
         self._admin = admin
         self._start = start or self._committed
@@ -124,12 +126,12 @@ class Source:
         for partition, offset in cut.before.items():
             self._seek(partition, offset)
 
-    def rest(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    def rest(self, seconds: float) -> None:
         """Reads nothing for so long, and stays a member of the group meanwhile."""
         ends = time.monotonic() + seconds
         self._pause(True)
         try:
-            while (left := ends - time.monotonic()) > 0 and not (until() or self._stopping()):
+            while (left := ends - time.monotonic()) > 0 and not self._stopping():
                 strays = self._consume(1, min(left, _POLL))
                 for message in strays:  # one that was on its way when the pause began
                     partition = (str(message.topic()), int(message.partition() or 0))
@@ -298,7 +300,7 @@ class Source:
             low, high, offset = first[partition], last[partition], committed.get(partition)
             if offset is not None and not low <= offset <= high:
                 lost = max(0, low - offset)
-                self.lost += lost
+                self._on_lost(lost)
                 log.error(
                     "DATA_LOSS: what comes next is no longer there; going on with what is",
                     group=self.group,

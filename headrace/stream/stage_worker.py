@@ -84,7 +84,13 @@ class StageLoop:
         self._most = self._writes.max_message_bytes - _OVERHEAD
         self._fits, self._complaint = _result_check(settings, self._writes)
         self._source = Source(
-            settings, group.name, place.topics, group.batch, place.admin, stopping=place.stopping
+            settings,
+            group.name,
+            place.topics,
+            group.batch,
+            place.admin,
+            stopping=place.stopping,
+            on_lost=place.metrics.lost.inc,
         )
         self._decoder = Decoder(
             settings, place.topology, group, place.topics, self._source.topic_id

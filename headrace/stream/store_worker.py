@@ -98,6 +98,7 @@ class StoreLoop:
             place.admin,
             start=self._starts,
             stopping=place.stopping,
+            on_lost=place.metrics.lost.inc,
         )
         self._store: Store = import_module(group.module).build(
             place.settings, place.topology, group, self._source.topic_id
