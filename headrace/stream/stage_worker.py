@@ -39,6 +39,7 @@ Headers = list[tuple[str, str | bytes | None]]
 
 _TRY_SECONDS = 10.0  # one call into librdkafka; a call that timed out may be made again
 _METRIC_SECONDS = 5.0
+_BATCH_BYTES = 1_000_000
 _OVERHEAD = 1024  # bytes that key, header and the log add to a value
 _RESULT = "InvalidResult"
 _COUNTED = {
@@ -104,8 +105,14 @@ class StageLoop:
 
     def open(self) -> None:
         if self._producer is None:
+            # Brokers hold whole batches against a topic's limit, not single messages.
+            smallest = min(topic.max_message_bytes for topic in (self._writes, self._letters))
             conf = clients.producer_conf(
-                self._place.settings, **{"transactional.id": self._place.transactional_id}
+                self._place.settings,
+                **{
+                    "transactional.id": self._place.transactional_id,
+                    "batch.size": min(smallest, _BATCH_BYTES),
+                },
             )
             self._producer = Producer(conf)
         # Ends what a predecessor in this slot left open.
