@@ -116,6 +116,7 @@ def worker(
     if settings.processing.batch_size is not None:
         batch = replace(found.batch, records=settings.processing.batch_size)
         found = replace(found, batch=batch)
+    os.nice(found.nice)
     code = workers.run(
         settings,
         topology,

@@ -87,6 +87,7 @@ class Group:
     batch: Batch
     when: Schedule
     workers: int
+    nice: int  # of its processes: 0, or more to yield the processor to quicker groups
     dead_letters: DeadLetterLimits
     version: str
     rank: int
@@ -284,6 +285,7 @@ class _GroupDefaults(Section):
     batch: _Batch = _Batch()
     when: str | None = None
     workers: Positive | None = None
+    nice: Annotated[int, Field(ge=0, le=19)] | None = None
     dead_letters: _DeadLetters = _DeadLetters()
 
     @field_validator("when")
@@ -440,6 +442,7 @@ def _group(
         batch=Batch(**(_given(_BATCH) | _given(defaults.batch) | _given(written.batch))),
         when=schedule.parse(written.when or defaults.when or "always"),
         workers=written.workers or defaults.workers or 1,
+        nice=(written.nice if written.nice is not None else defaults.nice) or 0,
         dead_letters=DeadLetterLimits(
             **(_given(_LIMITS) | _given(defaults.dead_letters) | _given(written.dead_letters))
         ),

@@ -1,5 +1,6 @@
 """Groups that wait or stop: they hold back nobody else, and say why."""
 
+import os
 import re
 import signal
 import urllib.error
@@ -100,3 +101,14 @@ def test_a_stage_that_asks_to_wait_stays_a_member(worlds, tmp_path):
     wait_for(measured)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
+
+
+def test_a_group_may_yield_the_processor_to_others(worlds):
+    world = worlds(change=groups(words={"nice": 3}), platforms=("reddit",), partitions=1)
+    supervisor = world.start("run", "words")
+    wait_for(lambda: re.search(r"started worker=words pid=(\d+)", world.log_of(supervisor)))
+    pid = int(re.search(r"started worker=words pid=(\d+)", world.log_of(supervisor))[1])
+    own = os.getpriority(os.PRIO_PROCESS, supervisor.pid)
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, pid) == min(own + 3, 19))
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(60) == 0
