@@ -194,7 +194,8 @@ def told(outcome: Outcome) -> Iterable[str]:
             )
     else:
         before = f"; {counts} before" if entry.rows else ""
-        yield f"{name}: {entry.message}{before}"
+        says_it = str(entry.message).startswith(name)
+        yield f"{entry.message if says_it else f'{name}: {entry.message}'}{before}"
     yield from _details(outcome)
 
 

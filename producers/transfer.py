@@ -159,7 +159,9 @@ class Transfer:
         except (BrokenPipeError, ConnectionResetError):
             raise  # whom we report to is gone
         except OSError as error:
-            entry.state, entry.message = "failed", f"cannot be read: {error.strerror or error}"
+            elsewhere = error.filename not in (None, *job.paths)  # the rejects file, say
+            what = str(error.filename) if elsewhere else "cannot be read"
+            entry.state, entry.message = "failed", f"{what}: {error.strerror or error}"
         except HeadraceError as error:
             entry.state, entry.message = "failed", str(error).removeprefix(f"{job.path}: ")
         except Exception as error:

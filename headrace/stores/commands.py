@@ -37,6 +37,8 @@ def sql(load: Callable[[], Settings], query: str, form: str) -> None:
     settings = load()
     if query == "-":
         query = sys.stdin.read()
+    if not query.strip():
+        raise HeadraceError("sql: the query is empty")
     with postgres.connect(settings, readonly=True, application="headrace sql") as connection:
         connection.read_only = True
         try:
