@@ -15,6 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from headrace.config import Settings
+from headrace.errors import HeadraceError
 from headrace.log import get
 from headrace.stream import clients
 from headrace.stream.faults import passes
@@ -79,11 +80,12 @@ class Source:
         self._admin = admin
         self._start = start or self._committed
         self._stopping = stopping
-        self._incremental = settings.kafka.group_protocol == "consumer"
-        self._consumer = Consumer(clients.consumer_conf(settings, group))
+        conf = clients.consumer_conf(settings, group)
+        strategy = str(conf.get("partition.assignment.strategy", ""))
+        self._incremental = conf["group.protocol"] == "consumer" or "cooperative" in strategy
+        self._consumer = Consumer(conf)
         self._positions: dict[Partition, int] = {}  # what is assigned, and where we stand there
         self._unstartable: Exception | None = None
-        self._rewound: set[Partition] = set()  # sought back, and nothing read from there since
         self._gathered: list[Message] = []
         self._taken_away: set[Partition] = set()  # during the poll that is going on
         self._paused = False
@@ -122,9 +124,16 @@ class Source:
         self._positions.update(cut.after)
 
     def rewind(self, cut: Cut) -> None:
-        """The cut is not committed: read it again."""
+        """The cut is not committed: read it again.
+
+        Raises RuntimeError where that cannot be had: a position left behind would be committed with
+        the next batch, and what stands before it would be lost.
+        """
         for partition, offset in cut.before.items():
-            self._seek(partition, offset)
+            try:
+                self._seek(partition, offset)
+            except KafkaException as error:
+                raise RuntimeError(f"cannot go back to {offset} of {partition}") from error
 
     def rest(self, seconds: float) -> None:
         """Reads nothing for so long, and stays a member of the group meanwhile."""
@@ -153,10 +162,12 @@ class Source:
     def commit(self, positions: Mapping[Partition, int], *, wait: bool) -> None:
         """Mirrors positions to Kafka, for a group whose home is elsewhere."""
         offsets = [TopicPartition(*partition, offset) for partition, offset in positions.items()]
-        if wait:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        else:
+        if not wait:
             self._consumer.commit(offsets=offsets, asynchronous=True)
+            return
+        for answer in self._consumer.commit(offsets=offsets, asynchronous=False) or ():
+            if answer.error is not None:
+                raise KafkaException(answer.error)
 
     def move(self, positions: Mapping[Partition, int]) -> None:
         """Goes on from here, where the group's home says that it stands; what is not ours stays."""
@@ -184,6 +195,8 @@ class Source:
         self._taken_away.clear()
         got: list[Message] = self._consumer.consume(count, max(timeout, 0.0))
         self._polled = True
+        if isinstance(self._unstartable, HeadraceError):
+            raise self._unstartable
         if self._unstartable is not None:
             raise RuntimeError("cannot find where to start") from self._unstartable
         bad = [message for message in got if message.error() is not None]
@@ -202,15 +215,12 @@ class Source:
         return got
 
     def _cut(self, messages: list[Message]) -> Cut | None:
-        if self._rewound:
-            self._rewound -= {(str(m.topic()), int(m.partition() or 0)) for m in messages}
-        positions = self._consumer.position(
-            [TopicPartition(*p) for p in self._positions if p not in self._rewound]
-        )
+        # Behind a seek there is none until something was read from there, a marker at least.
+        positions = self._consumer.position([TopicPartition(*p) for p in self._positions])
         before, after = {}, {}
         for position in positions:
             partition = (position.topic, position.partition)
-            if position.offset >= 0 and position.offset != self._positions[partition]:
+            if position.offset > self._positions[partition]:
                 before[partition] = self._positions[partition]
                 after[partition] = position.offset
         self._gathered = []
@@ -220,7 +230,6 @@ class Source:
         return Cut(messages, before, after, member)
 
     def _seek(self, partition: Partition, offset: int) -> None:
-        self._rewound.add(partition)
         self._consumer.seek(TopicPartition(*partition, offset))
 
     def _pause(self, paused: bool) -> None:
@@ -258,22 +267,20 @@ class Source:
         else:
             self._consumer.assign(given)
         self._positions.update(starts)
-        self._rewound -= starts.keys()
         self._steer(given)
-        log.info("reads", partitions=_named(self._positions))
+        _tell("reads", self._positions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         gone = {(p.topic, p.partition) for p in partitions}
         self._taken_away |= gone
         for partition in gone:
             self._positions.pop(partition, None)
-        self._rewound -= gone
         self._gathered[:] = [
             message
             for message in self._gathered
             if (message.topic(), message.partition()) not in gone
         ]
-        log.info("no longer reads", partitions=_named(gone))
+        _tell("no longer reads", gone)
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where to begin. What was committed and is no longer there is said aloud and counted.
@@ -321,6 +328,13 @@ class Source:
             if partition.error:
                 raise KafkaException(partition.error)
         return {(p.topic, p.partition): p.offset if p.offset >= 0 else None for p in found}
+
+
+def _tell(what: str, partitions: Iterable[Partition]) -> None:
+    found = list(partitions)
+    topics = len({topic for topic, _ in found})
+    log.info(what, partitions=len(found), topics=topics)
+    log.debug(what, names=_named(found))
 
 
 def _named(partitions: Iterable[Partition]) -> str:
