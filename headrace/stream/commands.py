@@ -113,9 +113,7 @@ def worker(
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     topics = subscription(settings, topology, found)
-    if settings.processing.batch_size is not None:
-        batch = replace(found.batch, records=settings.processing.batch_size)
-        found = replace(found, batch=batch)
+    found = replace(found, batch=topology.batch(found, settings, platforms.load(settings)))
     os.nice(found.nice)
     code = workers.run(
         settings,

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from copy import copy
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -82,6 +83,7 @@ class StageLoop:
         self._letters: Topic = group.dlt
         self._status = place.topology.topic("status").name
         self._limits = DeadLetterCount(group.short, group.dead_letters)
+        self._limits_after = self._limits  # the batch at hand, once it is committed
         self._most = self._writes.max_message_bytes - _OVERHEAD
         self._fits, self._complaint = _result_check(settings, self._writes)
         self._source = Source(
@@ -132,6 +134,7 @@ class StageLoop:
             self._rollback(cut)
             raise
         if cut.messages:
+            self._limits = self._limits_after
             self._place.metrics.committed(self._counts, time.perf_counter() - self._started)
         self._measure()
         return bool(cut.messages)
@@ -246,11 +249,12 @@ class StageLoop:
                 headers.append((TRACEPARENT, trace))
             yield topic, message.key(), value, headers
         counts["dead"] = len(letters)
-        self._limits.add(len(inputs), [letter.reason for letter in letters])
+        limits = copy(self._limits)  # counted when the batch is committed, however often tried
+        limits.add(len(inputs), [letter.reason for letter in letters])
         for letter in letters:
             yield self._letter(letter)
         yield self._event(cut, at, counts)
-        self._counts = counts
+        self._counts, self._limits_after = counts, limits
 
     def _ask(self, records: list[Record]) -> list[Outcome]:
         """One outcome each. What makes the stage raise is found by halving the batch."""

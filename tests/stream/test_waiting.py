@@ -57,7 +57,11 @@ def test_what_a_platform_leaves_out_is_named_and_no_failure(worlds):
     (folder / "reddit.yaml").write_text(
         "processing: {batch_processing: {words: {enabled: false}}}\n"
     )
-    (folder / "youtube.yaml").write_text("processing: {fast_mode: {skip_sentiment: true}}\n")
+    (folder / "youtube.yaml").write_text(
+        "processing:\n"
+        "  fast_mode: {skip_sentiment: true}\n"
+        "  batch_processing: {words: {batch_size: 4}}\n"
+    )
     world.post("reddit", n=5)
     world.post("youtube", n=6)
     result = world.command("run", "--mode", "fast", "--until-caught-up")
@@ -66,6 +70,8 @@ def test_what_a_platform_leaves_out_is_named_and_no_failure(worlds):
     assert "words: 6 ok" in result.stdout
     assert "shout: 5 ok" in result.stdout
     assert lag(world, "words") == 5
+    batches = [event["records"] for event in world.values("status") if event["group"] == "words"]
+    assert max(batches) <= 4 and sum(batches) == 6
     assert "shout: 6 ok" in world.command("run", "--mode", "full", "--until-caught-up").stdout
 
 
