@@ -176,15 +176,10 @@ class Reader:
 
 def upstream_of(topology: Topology) -> dict[str, tuple[str, ...]]:
     """For each group, the groups whose results or dead letters it reads."""
-    found = {}
-    for short, group in topology.groups.items():
-        names = {topic.name for topic in group.reads}
-        found[short] = tuple(
-            other.short
-            for other in topology.groups.values()
-            if any(topic is not None and topic.name in names for topic in (other.writes, other.dlt))
-        )
-    return found
+    return {
+        short: tuple(other.short for other in topology.upstream(group))
+        for short, group in topology.groups.items()
+    }
 
 
 def _closure(wanted: Iterable[str], upstream: Mapping[str, Sequence[str]]) -> set[str]:

@@ -17,14 +17,13 @@ from pydantic import Field, field_validator
 
 from headrace import platforms as platform_files
 from headrace import schedule, yamlfile
-from headrace.config import Mode, Section, Settings
+from headrace.config import Mode, Positive, Section, Settings
 from headrace.errors import ConfigError, HeadraceError
 from headrace.platforms import Platform
 from headrace.schedule import Schedule
 
 Cleanup = Literal["compact", "delete"]
 LeftOut = Literal["SCHEDULED", "DISABLED"]
-Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +145,22 @@ class Topology:
         return tuple(
             group for group in self.groups.values() if topic in group.reads or topic == group.redo
         )
+
+    def upstream(self, group: Group) -> tuple[Group, ...]:
+        """The groups whose results or dead letters a group reads."""
+        return tuple(
+            other
+            for other in self.groups.values()
+            if other.writes in group.reads or other.dlt in group.reads
+        )
+
+    def in_order(self) -> tuple[Group, ...]:
+        """All groups, writers before readers."""
+        above = {
+            group.short: [other.short for other in self.upstream(group)]
+            for group in self.groups.values()
+        }
+        return tuple(self.groups[short] for short in TopologicalSorter(above).static_order())
 
     def raw_topics(self) -> tuple[Topic, ...]:
         return tuple(topic for topic in self.topics.values() if topic.is_raw)
