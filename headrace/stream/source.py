@@ -18,7 +18,7 @@ from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.log import get
 from headrace.stream import clients
-from headrace.stream.faults import passes
+from headrace.stream.faults import fences, passes
 from headrace.stream.stage import Retry
 from headrace.stream.topology import Batch, Topic
 
@@ -193,8 +193,15 @@ class Source:
 
     def _consume(self, count: int, timeout: float) -> list[Message]:
         self._taken_away.clear()
-        got: list[Message] = self._consumer.consume(count, max(timeout, 0.0))
         self._polled = True
+        try:
+            got: list[Message] = self._consumer.consume(count, max(timeout, 0.0))
+        except KafkaException as error:
+            # Out of a callback of ours. What the client had in its hands is gone, while its
+            # positions have moved past it: nobody may go on from there.
+            if fences(error):
+                raise
+            raise RuntimeError("a poll failed, and its messages with it") from error
         if isinstance(self._unstartable, HeadraceError):
             raise self._unstartable
         if self._unstartable is not None:

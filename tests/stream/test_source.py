@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from headrace.stream import clients
 from headrace.stream.source import Cut, Source
@@ -56,3 +56,24 @@ def test_a_cut_that_is_not_committed_comes_again(world, source):
     assert (cut.before[place], cut.after[place], cut.messages) == (5, 7, [])
     source.done(taken(source))
     assert source.take() is None
+
+
+def test_nobody_goes_on_behind_a_poll_that_failed(world, source, monkeypatch):
+    def refused(_):
+        raise KafkaException(KafkaError(KafkaError._STATE))  # an error that passes elsewhere
+
+    class Failing:
+        """The client, but for what it is told when partitions come."""
+
+        def __init__(self, consumer):
+            self._consumer = consumer
+
+        incremental_assign = assign = staticmethod(refused)
+
+        def __getattr__(self, name):
+            return getattr(self._consumer, name)
+
+    world.post(n=5)
+    monkeypatch.setattr(source, "_consumer", Failing(source._consumer))
+    with pytest.raises(RuntimeError, match="poll failed"):
+        wait_for(source.take)
