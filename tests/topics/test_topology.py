@@ -67,7 +67,7 @@ def test_own_numbers_of_a_group_win_one_by_one(tmp_path):
         content["group_defaults"] |= {"nice": 4}
 
     map_ = topology.load(settings_with(tmp_path, change))
-    assert [map_.group(name).nice for name in ("text", "entities", "sentiment")] == [4, 0, 10]
+    assert [map_.group(name).nice for name in ("text", "entities", "sentiment")] == [4, 0, 5]
     group = map_.group("text")
     assert (group.batch.records, group.batch.bytes) == (7, 4 * 2**20)
     assert (group.dead_letters.share, group.dead_letters.count) == (0.1, 1000)
