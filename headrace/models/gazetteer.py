@@ -157,6 +157,11 @@ class Gazetteer:
         """Read a dictionary folder; raises ConfigError with file and line for what it cannot."""
         return _load(str(folder))
 
+    @property
+    def lists(self) -> frozenset[str]:
+        """Names of the lists that stand beside the common ones, usually a platform's."""
+        return frozenset(self._platforms)
+
     def __len__(self) -> int:
         return len(self._terms) + sum(map(len, self._platforms.values()))
 
