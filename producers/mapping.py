@@ -59,6 +59,7 @@ __all__ = [
 ]
 
 _REVISION = "1"  # of this code's meaning: a change of what a definition does changes all versions
+_BACKSLASH = ord("\\")
 _PEEK = 50  # rows to choose a mapping by
 _PEEK_BAD = 10_000  # unreadable rows before the first readable one
 _FIELDS: dict[str, Kind] = {
@@ -231,7 +232,7 @@ class Mapper:
             value = orjson.dumps(record, _as_text)
         except TypeError:
             record, value = _force(record)
-        if b"\\u0000" in value:
+        if _BACKSLASH in value and b"\\u0000" in value:  # the first is found much faster
             cleaned = _without_nul(record)
             if cleaned != record:
                 self.nul_removed += 1
