@@ -24,10 +24,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 
 from bench.labelled import Labelled, read_semeval, read_tweeteval
-from headrace.models.sentiment import BUCKETS, FAMILIES, Features, bucket, features, parts
+from headrace.models.sentiment import BUCKETS, FAMILIES, Features, bucket, features, hashed, parts
 from headrace.text import decode
 
-VERSION = "vader-lr-1"
+VERSION = "vader-lr-2"
 OUT = Path("headrace/models/data")
 C = 1.0
 MIN_TEXTS = 3  # a feature seen in fewer is forgotten
@@ -101,12 +101,13 @@ def matrix(seen: Sequence[Features], family: str) -> Any:
     indices: list[int] = []
     ends = [0]
     for text in seen:
-        names = (
-            [part for word in text.hashed["word"] for part in parts(word)]
-            if family == "part"
-            else text.hashed[family]
-        )
-        indices += [bucket(family, name) for name in names]
+        if family == "part":
+            numbers = [part for word in text.words for part in parts(word)]
+        elif family == "word":
+            numbers = [hashed(family, word) for word in text.words]
+        else:
+            numbers = list(text.pairs if family == "pair" else text.negated)
+        indices += map(bucket, numbers)
         ends.append(len(indices))
     ones = np.ones(len(indices), dtype=np.float64)
     counts = sparse.csr_matrix((ones, indices, ends), shape=(len(seen), BUCKETS))

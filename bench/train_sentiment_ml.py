@@ -42,7 +42,7 @@ def vectors(rows: Sequence[Labelled]) -> Array:
 
 
 def sums(rows: Sequence[Labelled], model: SentimentModel) -> Array:
-    return np.array([model.sums(features(clean(row.text))) for row in rows])
+    return np.asarray(model.sums([features(clean(row.text)) for row in rows]))
 
 
 def honest_sums(rows: Sequence[Labelled], labels: Array) -> Array:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,9 @@ class Lazy(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
+            close = get_close_matches(name, COMMANDS, 1)
+            if close and not ctx.resilient_parsing:
+                ctx.fail(f"No such command '{name}'; did you mean {close[0]}?")
             return None
         module, _, attribute = COMMANDS[name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
@@ -101,6 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return end.exit_code
     except HeadraceError as error:
         return _say(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        _quietly(error.show)
+        return error.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "headrace"
+        return _say(f"{error.format_message()} (`{path} --help` tells more)")
     except click.ClickException as error:
         _quietly(error.show)
         return error.exit_code
@@ -110,12 +121,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read us has gone (`| head`); nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise
+        return _say(f"{error.filename or 'writing'}: {error.strerror}")
     except Exception as error:
         for kind in type(error).__mro__:
             if (server := _SERVERS.get(f"{kind.__module__}.{kind.__name__}")) is not None:
                 return _say(f"{server}: {error}")
         raise
 
+
+# What a path or a disk may answer; any other error of the system is a mistake of ours.
+_PLACES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.ENAMETOOLONG,
+}
 
 # Errors of servers that nobody foresaw, by name: no import for them.
 _SERVERS = {"cimpl.KafkaException": "Kafka", "psycopg.OperationalError": "PostgreSQL"}

@@ -23,6 +23,10 @@ from headrace.yamlfile import Document, dotted, explain, known_location
 Mode = Literal["fast", "full", "batch"]
 
 
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,9 +42,9 @@ class Kafka(Section):
     ssl_certificate_location: Path | None = None
     ssl_key_location: Path | None = None
     ssl_key_password: SecretStr | None = None
-    session_timeout_ms: int = 10_000  # classic protocol only; KIP-848 leaves it to the broker
-    transaction_timeout_ms: int = 10_000
-    max_poll_interval_ms: int = 300_000
+    session_timeout_ms: Positive = 10_000  # classic protocol only; KIP-848 leaves it to the broker
+    transaction_timeout_ms: Positive = 10_000
+    max_poll_interval_ms: Positive = 300_000
     replication_factor: int = 1
     client: dict[str, str | int | float | bool] = Field(default_factory=dict)  # passed through
 
@@ -70,21 +74,21 @@ class Servers(Section):
 class Processing(Section):
     default_mode: Mode = "full"  # of a platform whose YAML names none
     mode: Mode | None = None  # for every platform, whatever its YAML says (`run --mode`)
-    batch_size: int | None = None  # records; none: each group's own, in topics.yaml
-    drain_seconds: float = 30.0
-    retry_seconds: float = 1.0  # first pause after a retryable error; doubles up to the next
-    retry_max_seconds: float = 30.0
+    batch_size: Positive | None = None  # records; none: each group's own, in topics.yaml
+    drain_seconds: Seconds = 30.0
+    retry_seconds: Seconds = 1.0  # first pause after a retryable error; doubles up to the next
+    retry_max_seconds: Seconds = 30.0
     coverage_level: Annotated[float, Field(gt=0, le=1)] = 0.95
     metrics_port: int | None = None  # health and Prometheus metrics of a worker; 0: a free one
     metrics_host: str = "127.0.0.1"
 
 
 class Publishing(Section):
-    workers: int = 2  # files at once
-    transaction_records: int = 5_000
-    transaction_bytes: int = 8 * 2**20
-    max_message_bytes: int = 1_000_000
-    max_expansion: int = 200  # a compressed file may grow so many times …
+    workers: Positive = 2  # files at once
+    transaction_records: Positive = 5_000
+    transaction_bytes: Positive = 8 * 2**20
+    max_message_bytes: Positive = 1_000_000
+    max_expansion: Positive = 200  # a compressed file may grow so many times …
     max_expansion_free_bytes: int = 256 * 2**20  # … once it is past so many bytes
     rejects_dir: Path = Path("rejects")
 

@@ -43,7 +43,7 @@ class Child:
     """A worker's place: the process that holds it now, and what is known of it."""
 
     group: Group | Projector
-    number: int
+    name: str  # for people
     pause: Backoff
     process: subprocess.Popen[bytes] | None = None
     pipe: int = -1
@@ -52,10 +52,6 @@ class Child:
     reason: str = ""
     crashes: int = 0  # in a row
     start_at: float = 0.0  # monotonic; infinite: not to be started again
-
-    @property
-    def name(self) -> str:
-        return self.group.short if self.group.workers == 1 else f"{self.group.short}/{self.number}"
 
     @property
     def waits(self) -> str | None:
@@ -98,8 +94,9 @@ class Supervisor:
         self._topics = topics
         self._until_caught_up = until_caught_up
         self._children = [
-            Child(group, number, Backoff(settings))
+            Child(group, f"{group.short}/{number}" if many else group.short, Backoff(settings))
             for group in members
+            for many in [(workers or group.workers) > 1]
             for number in range(workers or group.workers)
         ]
         self._counts = {group.short: Counter[str]() for group in members}
@@ -182,7 +179,8 @@ class Supervisor:
                 return
             *lines, child.rest = (child.rest + chunk).split(b"\n")
             for line in lines:
-                self._note(child, orjson.loads(line))
+                with suppress(orjson.JSONDecodeError):  # one that did not fit into the pipe
+                    self._note(child, orjson.loads(line))
 
     def _note(self, child: Child, event: dict[str, object]) -> None:
         counts = event.get("counts")

@@ -115,6 +115,8 @@ def explain(error: Any, model: type[BaseModel]) -> str:
         "dict_attributes_type",
     ):
         return "should be keys and values"
+    if error["type"] == "string_pattern_mismatch":
+        return f"should look like {error['ctx']['pattern']}, not {error.get('input')!r}"
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "value_error":
         return message

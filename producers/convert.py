@@ -152,6 +152,8 @@ def moment(
     if value is None or value == "":
         return None
     try:
+        if type(value) is int and not formats:
+            return _stamp(value)
         if type(value) is str and not formats:
             if value[-1] == "Z" and _is_ours(value):
                 datetime.fromisoformat(value)  # whether there is such a day
@@ -220,7 +222,7 @@ def _stamp(value: float) -> str:
     while value >= 1e11:
         value /= 1000
     seconds = int(value)
-    micros = int((value - seconds) * 1e6 + 0.5) if value != seconds else 0
+    micros = 0 if value == seconds else int((value - seconds) * 1e6 + 0.5)
     day, rest = divmod(seconds, 86_400)
     date_ = _days.get(day)
     if date_ is None:

@@ -56,12 +56,14 @@ class Lines(Quiet):
         super().__init__()
         self._began: dict[int, float] = {}
         self._said: dict[int, float] = {}
+        self._resumed: dict[int, int] = {}
 
     def started(self, run: str, files: int) -> None:
         self._say(f"run {run}: publishing {count(files, 'file')}")
 
     def opened(self, job: Job, opened: Opened) -> None:
         self._began[job.index] = self._said[job.index] = time.monotonic()
+        self._resumed[job.index] = opened.resumed_at
         if STDIN in job.paths:
             self._say("standard input: if it is broken off, it cannot be taken up again", err=True)
         if opened.resumed_at:
@@ -78,8 +80,10 @@ class Lines(Quiet):
         if fraction is not None:
             words.append(f"{fraction:.0%}")
         words.append(f"{rows / seconds:,.0f} rows/s")
-        if fraction:
-            words.append(f"about {seconds / fraction - seconds:,.0f} s left")
+        if fraction and rows:
+            whole = (rows + self._resumed[job.index]) / fraction
+            left = (whole - rows - self._resumed[job.index]) * seconds / rows
+            words.append(f"about {left:,.0f} s left")
         self._say(f"{shown(job.path)}: {', '.join(words)}", err=True)
 
     def finished(self, job: Job, outcome: Outcome) -> None:
@@ -194,7 +198,8 @@ def told(outcome: Outcome) -> Iterable[str]:
             )
     else:
         before = f"; {counts} before" if entry.rows else ""
-        yield f"{name}: {entry.message}{before}"
+        says_it = str(entry.message).startswith(name)
+        yield f"{entry.message if says_it else f'{name}: {entry.message}'}{before}"
     yield from _details(outcome)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import orjson
 from pydantic import Field, field_validator
@@ -59,6 +59,7 @@ __all__ = [
 ]
 
 _REVISION = "1"  # of this code's meaning: a change of what a definition does changes all versions
+_BACKSLASH = ord("\\")
 _PEEK = 50  # rows to choose a mapping by
 _PEEK_BAD = 10_000  # unreadable rows before the first readable one
 _FIELDS: dict[str, Kind] = {
@@ -103,6 +104,7 @@ class Definition(Strict):
 
     description: str = ""
     match: Match
+    kind: Literal["post", "comment"] = "post"
     id: Identity
     text: Expression
     title: Expression | None = None
@@ -230,7 +232,7 @@ class Mapper:
             value = orjson.dumps(record, _as_text)
         except TypeError:
             record, value = _force(record)
-        if b"\\u0000" in value:
+        if _BACKSLASH in value and b"\\u0000" in value:  # the first is found much faster
             cleaned = _without_nul(record)
             if cleaned != record:
                 self.nul_removed += 1
@@ -497,7 +499,7 @@ def _source(mapping: Mapping, source: Source) -> str:
     said, platform = mapping.definition, mapping.platform
     lines = ["def to_record(row, row_number, file):", "get = row.get", "native = None"]
     identities = said.id if isinstance(said.id, tuple) else (said.id,)
-    prefix = f"post:{platform}:"
+    prefix = f"{said.kind}:{platform}:"
     for place, identity in enumerate(identities):
         if place:
             lines.append("if not ident_:")
@@ -508,7 +510,7 @@ def _source(mapping: Mapping, source: Source) -> str:
     lines += [
         f"if not ident_: raise Unfit({missing!r})",
         f"if len(ident_) > {MAX_ID - len(prefix)}: raise Unfit('the id is too long')",
-        f"record = {{'id': {prefix!r} + ident_, 'kind': 'post', 'platform': {platform!r}, "
+        f"record = {{'id': {prefix!r} + ident_, 'kind': {said.kind!r}, 'platform': {platform!r}, "
         f"'native_id': native or None, 'text': {source.value(said.text, 'text', 'text')}}}",
     ]
     for field, kind in _FIELDS.items():

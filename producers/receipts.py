@@ -220,11 +220,18 @@ class Ledger:
     def receipt(self, run: str) -> dict[str, Any] | None:
         return self._receipts.get(run)
 
-    def ends(self, topic: str) -> dict[int, int]:
+    def ends(self, topic: str, patience: float = 60.0) -> dict[int, int]:
         """Where a topic's partitions end now, everybody's open transactions included."""
-        partitions = range(self._admin.topics()[topic])
-        ends = self._admin.ends([(topic, partition) for partition in partitions], stable=False)
-        return {partition: ends[topic, partition] for partition in partitions}
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                asked = [(topic, partition) for partition in range(self._admin.topics()[topic])]
+                ends = self._admin.ends(asked, stable=False)
+                return {partition: offset for (_, partition), offset in ends.items()}
+            except (KafkaException, KeyError):  # a broker that just starts knows no topics
+                if time.monotonic() > deadline:
+                    raise ServerUnavailable(f"Kafka does not tell where {topic} ends") from None
+                time.sleep(0.2)
 
     def max_message_bytes(self, topic: str) -> int:
         """The largest message that the topic takes."""

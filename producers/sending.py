@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -22,6 +23,9 @@ from headrace.stream import clients
 from producers.receipts import Claim, Ledger, Note, Offsets, merge_ends, merge_starts
 
 log = get(__name__)
+_CHUNK = 500  # rows that are given to the producer at once
+_TAIL = 64  # rows a partition, at the end of a transaction, of which the delivery is reported
+_PARTITIONS = 16  # as long as nobody has asked
 _SILENT = logging.getLogger(f"{__name__}.librdkafka")
 _SILENT.disabled = True
 
@@ -81,9 +85,16 @@ class Sender:
         self._patience = patience
         self._producer: Producer | None = None
         self._produce: Callable[..., None] = _not_open
-        self._on_delivery = self._delivered_to  # bound once, not for every row
-        self._held: list[Held] = []
         self._open = False  # a transaction is
+        # Rows of the transaction; the first so many of them the producer has, and of so many it
+        # is to report the delivery.
+        self._held: list[Held] = []
+        self._given = 0
+        self._reports = 0
+        self._report_all = True
+        self._tail = 0
+        self._unreported: set[str] = set()  # topics with rows of which no report comes
+        self._before: Offsets = {}  # ends of such topics when there were none yet
         self._trouble: KafkaException | None = None  # seen while sending; commit deals with it
         self._refused: list[KafkaError] = []
         self._delivered: list[tuple[str, int, int]] = []
@@ -95,18 +106,11 @@ class Sender:
         return self._ledger.note(self._progress)
 
     def send(self, topic: str, value: bytes, key: bytes, headers: Headers) -> None:
-        """Hand one record over; errors come up in `commit`."""
-        self._held.append((topic, value, key, headers))
-        if self._trouble is not None:
-            return
-        try:
-            if not self._open:
-                self._begin()
-            self._produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
-        except BufferError:
-            self._when_there_is_room(self._held[-1])
-        except KafkaException as trouble:
-            self._trouble = trouble
+        """Take one record; errors come up in `commit`."""
+        held = self._held
+        held.append((topic, value, key, headers))
+        if len(held) - self._given > _CHUNK + self._tail:
+            self._give(len(held) - self._tail, self._report_all)
 
     def commit(self, note: Note) -> None:
         """End the transaction with its note: afterwards both the rows and the note stand.
@@ -126,8 +130,10 @@ class Sender:
                 pause = min(2 * pause, 2.0)
             if self._restart(note, deadline):
                 break
+        self._settle()
         self._held.clear()
-        self._note_offsets()
+        self._given = self._reports = 0
+        self._unreported.clear()
 
     def cover(self, topics: Iterable[str]) -> None:
         """Let `ends` reach all that stands in the topics now: some of it belongs to this file, and
@@ -150,19 +156,45 @@ class Sender:
         self._producer.begin_transaction()
         self._open = True
 
-    def _when_there_is_room(self, held: Held) -> None:
-        topic, value, key, headers = held
+    def _give(self, upto: int, report: bool) -> None:
+        """Give held rows to the producer.
+
+        A report of its delivery costs as much as half a row's sending. The receipt needs only the
+        first and the last offset of each partition, so reports are asked for in the first
+        transaction and at the end of each: `_settle` sees to what they miss.
+        """
+        if self._trouble is not None:
+            return
+        rows = self._held[self._given : upto]
+        more: dict[str, Any] = {"on_delivery": self._delivered_to} if report else {}
+        try:
+            if not self._open:
+                self._begin()
+            if report:
+                self._reports += len(rows)
+            else:
+                self._go_unreported({row[0] for row in rows})
+            produce = self._produce
+            for topic, value, key, headers in rows:
+                while True:
+                    try:
+                        produce(topic, value, key, headers=headers, **more)
+                        break
+                    except BufferError:
+                        self._wait_for_room()
+        except KafkaException as trouble:
+            self._trouble = trouble
+        self._given = upto
+
+    def _wait_for_room(self) -> None:
         assert self._producer is not None
-        while True:
-            self._producer.poll(0.05)
-            try:
-                self._produce(topic, value, key, headers=headers, on_delivery=self._on_delivery)
-                return
-            except BufferError:
-                continue  # messages time out, so there is room some day
-            except KafkaException as trouble:
-                self._trouble = trouble
-                return
+        self._producer.poll(0.05)  # messages time out, so there is room some day
+
+    def _go_unreported(self, topics: set[str]) -> None:
+        for topic in topics - self._unreported:
+            self._unreported.add(topic)
+            if topic not in self._before:
+                self._before[topic] = self._ledger.ends(topic)
 
     def _delivered_to(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
@@ -172,6 +204,7 @@ class Sender:
             self._refused.append(error)
 
     def _finish(self, note: Note, deadline: float) -> None:
+        self._give(len(self._held), report=True)
         if self._trouble is not None:
             raise self._trouble
         producer = self._producer
@@ -189,10 +222,11 @@ class Sender:
                 if not trouble.args[0].retriable() or time.monotonic() > deadline:
                     raise
         self._open = False
-        while len(self._delivered) < len(self._held):
+        while len(self._delivered) < self._reports:
             producer.poll(0.01)  # reports of what is committed are on their way
 
-    def _note_offsets(self) -> None:
+    def _settle(self) -> None:
+        """After a commit: which offsets are ours."""
         first: Offsets = {}
         last: Offsets = {}
         for topic, partition, offset in self._delivered:
@@ -200,9 +234,22 @@ class Sender:
             if partition not in lows:
                 lows[partition] = offset
             last.setdefault(topic, {})[partition] = offset + 1
+        self._delivered.clear()
         merge_starts(self.starts, first)
         merge_ends(self.ends, last)
-        self._delivered.clear()
+        self._report_all = False
+        for topic in self._unreported:
+            seen = last.get(topic, {})
+            if len(seen) < len(self._before[topic]):
+                # Keys that are not spread: rows may stand in partitions that nothing told of.
+                self._report_all = True
+                ends = self._ledger.ends(topic)
+                missed = [partition for partition in ends if partition not in seen]
+                starts = {p: self._before[topic].get(p, 0) for p in missed}
+                merge_starts(self.starts, {topic: starts})
+                merge_ends(self.ends, {topic: {p: ends[p] for p in missed}})
+        partitions = max((len(ends) for ends in self._before.values()), default=_PARTITIONS)
+        self._tail = 0 if self._report_all else _TAIL * partitions
 
     # -- when something goes wrong
 
@@ -225,9 +272,10 @@ class Sender:
         if self._ledger.note(self._progress) == note:
             self.cover({held[0] for held in self._held})
             return True
-        held, self._held = self._held, []
-        for record in held:
-            self.send(*record)
+        self._given = self._reports = 0
+        self._unreported.clear()
+        self._report_all = True  # now the reason should be told, if there is one
+        self._tail = 0
         return False
 
     def _start(self, deadline: float) -> None:

@@ -159,7 +159,9 @@ class Transfer:
         except (BrokenPipeError, ConnectionResetError):
             raise  # whom we report to is gone
         except OSError as error:
-            entry.state, entry.message = "failed", f"cannot be read: {error.strerror or error}"
+            elsewhere = error.filename not in (None, *job.paths)  # the rejects file, say
+            what = str(error.filename) if elsewhere else "cannot be read"
+            entry.state, entry.message = "failed", f"{what}: {error.strerror or error}"
         except HeadraceError as error:
             entry.state, entry.message = "failed", str(error).removeprefix(f"{job.path}: ")
         except Exception as error:
@@ -360,7 +362,8 @@ class _Passage:
         if begun.rejects_file is not None:
             return RejectsWriter(Path(begun.rejects_file), begun.rejects_bytes)
         name = FileName.of(self._job.paths[0]).name.removesuffix(".rejects.jsonl")
-        known = f"{name}.{self._job.fingerprint[:8]}.rejects.jsonl"
+        mark = self._order.run if STDIN in self._job.paths else self._job.fingerprint[:8]
+        known = f"{name}.{mark}.rejects.jsonl"
         return RejectsWriter(settings.under(settings.publishing.rejects_dir) / known)
 
     def _input(self, path: str) -> Input:

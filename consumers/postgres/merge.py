@@ -53,7 +53,7 @@ class State(NamedTuple):
 
     parts    name of a part → [input rank, rank, *place of its message]; its value is result[name]
     earlier  the last ok result where the outcome is not ok itself
-    floor    the newest deletion that may be newer than an ok result still to come
+    floor    the newest deletion, which no older ok result may pass, where there is no `earlier`
     vector   came with the result; a row that was read from its table has none
     """
 
@@ -116,6 +116,8 @@ def merge(stored: State, came: State) -> State:
                 continue
             if earlier is None or later(candidate, earlier):
                 earlier = candidate
+        if earlier is not None:
+            floor = None  # what came before it comes before `earlier` too
     if top.earlier is not earlier or top.floor is not floor:
         top = top._replace(earlier=earlier, floor=floor)
     return stored if top == stored else top

@@ -383,7 +383,9 @@ def _unpacked(packed: bytes | str | None) -> Lineage | None:
         )
     except ValueError:  # UnicodeDecodeError is one
         return None
-    return None if "\0" in text else lineage
+    # Names go into lines of COPY as they are; those that Kafka gives hold nothing else.
+    names = topic_id + topic
+    return lineage if names.isprintable() and "\\" not in names and "\0" not in run else None
 
 
 def _fits(place: tuple[str, int, int]) -> bool:

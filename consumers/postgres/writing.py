@@ -25,6 +25,7 @@ from headrace.stores.dimensions import Dimension
 
 _NAME = 500  # characters of a name in dim_*
 _MOST_SKIPPED = 64  # batches
+_LAST_MS = 253_402_214_400_000  # 9999-12-31: a foreign message may name any time
 
 RECORD = (
     "id", "kind", "platform_id", "native_id", "text", "title", "author_id", "community_id", "url",
@@ -515,7 +516,7 @@ def _letter_row(letter: Letter) -> tuple[Any, ...]:
         letter.offset,
         letter.reason,
         letter.error,
-        datetime.fromtimestamp(max(letter.at, 0) / 1000, UTC),
+        datetime.fromtimestamp(min(max(letter.at, 0), _LAST_MS) / 1000, UTC),
         letter.key,
         letter.value,
         orjson.dumps(letter.headers).decode(),

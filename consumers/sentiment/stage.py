@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from headrace.errors import ConfigError
 from headrace.models import language
-from headrace.models.sentiment import LANGUAGES, SentimentModel
+from headrace.models.sentiment import LANGUAGES, Sentiment, SentimentModel
 from headrace.stream.stage import Context, Outcome, Process, Record, drop, ok
 from headrace.text import clean, is_empty
+
+BEGINNING = 2 * language.MAX_CHARACTERS  # enough of a text to tell its language by
 
 
 class Judge:
@@ -19,25 +21,39 @@ class Judge:
         self.version = model.version
 
     def __call__(self, batch: Sequence[Record]) -> list[Outcome]:
-        return [self._judge(record) for record in batch]
+        codes = [self._language(record.text) for record in batch]
+        spoken = list(zip(batch, codes, strict=True))
+        texts = [record.text for record, code in spoken if code in self._languages]
+        found = iter(self._model.classify_all(texts))
+        return [
+            _outcome(next(found), code) if code in self._languages else drop(_reason(code))
+            for code in codes
+        ]
 
-    def _judge(self, record: Record) -> Outcome:
-        text = clean(record.text)
+    def _language(self, written: str) -> str:
+        """A language's code, "und" where it is not sure, nothing for an empty text."""
+        text = clean(written[:BEGINNING])
         if is_empty(text):
-            return drop("empty")
+            text = clean(written)
+            if is_empty(text):
+                return ""
         spoken = language.detect(text)
-        code = spoken.code if spoken.confidence >= self._sure else language.UNDETERMINED
-        if code not in self._languages:
-            return drop(f"language: {code}")
-        found = self._model.classify(record.text)
-        return ok(
-            {
-                "label": found.label,
-                "score": found.score,
-                "confidence": found.confidence,
-                "language": code,
-            }
-        )
+        return spoken.code if spoken.confidence >= self._sure else language.UNDETERMINED
+
+
+def _reason(code: str) -> str:
+    return f"language: {code}" if code else "empty"
+
+
+def _outcome(found: Sentiment, code: str) -> Outcome:
+    return ok(
+        {
+            "label": found.label,
+            "score": found.score,
+            "confidence": found.confidence,
+            "language": code,
+        }
+    )
 
 
 def build(context: Context) -> Process:

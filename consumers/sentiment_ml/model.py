@@ -55,7 +55,7 @@ class VectorSentiment:
 
         One text at a time: a product of matrices may round by how many rows it has.
         """
-        sums = np.array(self._fast.sums(features(text)))
+        sums = self._fast.sums([features(text)])[0]
         found = self._weights @ vector.astype(np.float64) + self._of_sums @ sums + self._intercept
         odds = [math.exp(value) for value in (found - found.max()).tolist()]
         total = sum(odds)

@@ -230,7 +230,8 @@ def _lag(lags: Iterable[GroupLag]) -> Iterator[Finding]:
 
 def _runs(settings: Settings) -> Iterator[Finding]:
     for receipt in receipts.runs(settings).values():
-        if receipt.state in ("stopped", "failed") and receipt.superseded is None:
+        broken_off = receipt.state in ("stopped", "failed") and receipt.superseded is None
+        if broken_off and receipt.records:  # without any, nothing stands half done
             yield Finding(
                 "runs",
                 f"run {receipt.run} {receipt.state} after {receipt.records:,} records",

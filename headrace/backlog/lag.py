@@ -202,15 +202,10 @@ class Reader:
 
 def upstream_of(topology: Topology) -> dict[str, tuple[str, ...]]:
     """For each group, the groups whose results or dead letters it reads."""
-    found = {}
-    for short, group in topology.groups.items():
-        names = {topic.name for topic in group.reads}
-        found[short] = tuple(
-            other.short
-            for other in topology.groups.values()
-            if any(t is not None and t.name in names for t in (*other.outputs, other.dlt))
-        )
-    return found
+    return {
+        short: tuple(other.short for other in topology.upstream(group))
+        for short, group in topology.groups.items()
+    }
 
 
 def _closure(wanted: Iterable[str], upstream: Mapping[str, Sequence[str]]) -> set[str]:

@@ -17,7 +17,7 @@ from headrace.backlog.receipts import Receipt, Where
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.stores import postgres
-from headrace.stream.topology import Group, Topology
+from headrace.stream.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def progress(receipt: Receipt, topology: Topology, lags: Sequence[GroupLag]) -> 
     known = {lag.group: lag for lag in lags}
     steps: list[Step] = []
     through: dict[str, Step] = {}  # by stage
-    for group in _in_order(topology):
+    for group in topology.in_order():
         if group.short not in known:
             continue
         rows = {(p.topic, p.partition): p for p in known[group.short].partitions if not p.redo}
@@ -156,15 +156,3 @@ def _passed_raw(
         gone = sum(min(max(row.position - start, 0), end - start) for row, start, end in parts)
         passed += count if gone >= whole else max(min(count * gone // whole, count - 1), 0)
     return Step(group, what, passed, records, left_out)
-
-
-def _in_order(topology: Topology) -> list[Group]:
-    """Stages in the order in which results flow, then stores."""
-    stages = list(topology.stages())
-    ordered: list[Group] = []
-    while stages:
-        open_ = {topic for stage in stages for topic in stage.outputs}
-        ready = [stage for stage in stages if not any(topic in open_ for topic in stage.reads)]
-        ordered += ready
-        stages = [stage for stage in stages if stage not in ready]
-    return [*ordered, *topology.stores()]

@@ -9,7 +9,8 @@ A dictionary is a folder:
     confidence.json     class → form → precision, measured on held-in data by the same script
 
 A *class* says where a term comes from and how much like an everyday word it is, a *form* how it
-stands in the text (as in the dictionary, first in its sentence, in lower case, in a hashtag, …).
+stands in the text (as in the dictionary, first in its sentence, in lower case, in a hashtag, a
+place after "in" or "from", …).
 Nothing else decides what a match is worth, so case rules are measured and not set by hand.
 
 Offsets count Unicode code points of the text given, which is never changed.
@@ -22,6 +23,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,10 @@ from headrace.errors import ConfigError
 
 TYPES = frozenset(("brand", "product", "organisation", "place", "person"))
 METHOD = "dictionary"
-FORMS = ("exact", "beside", "cased", "first", "upper", "loud", "crowd", "lower", "tag")
+FORMS = (
+    *("exact", "beside", "cased", "first", "upper", "loud", "crowd", "lower", "tag"),
+    *("placed", "placed_lower"),
+)
 MAX_WORDS = 8
 MAX_MATCHES = 1_000  # of one text; a list of all towns is no news
 
@@ -40,6 +45,10 @@ _GAP = re.compile(r"[ \t]|[ \t]?(?:&amp;|[-&'’/+])[ \t]?")
 _DOTS = frozenset((".", ". ", " .", " . "))  # "St. Louis", "J.K. Rowling", but no end of a sentence
 _URL = re.compile(r"(?:https?://|www\.)\S+")
 _WORDS = re.compile(r"\w+")
+
+# Before a place, and seldom before another use of its name.
+_PLACING = frozenset(("in", "at", "from", "to", "near", "outside", "around", "through", "across"))
+_PLACED = dict.fromkeys(("exact", "cased", "upper", "loud"), "placed") | {"lower": "placed_lower"}
 
 # type, class, name; a name of None is the term as it stands in the text's own spelling
 Entry = tuple[str, str, str, str]
@@ -71,32 +80,36 @@ class Match:
 
 
 class Terms:
-    """Terms by their words in lower case; ``begins`` maps a first word to the number of words of
-    the longest term that begins with it."""
+    """``words`` maps a term's words, in lower case with blanks between them, to the term;
+    ``begins`` a first word to the number of words of the longest term that begins with it, and
+    ``follows`` to the words that come second."""
 
-    __slots__ = ("_by_words", "begins")
+    __slots__ = ("begins", "follows", "words")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self._by_words: dict[str, Entry] = {}
+        self.words: dict[str, Entry] = {}
         self.begins: dict[str, int] = {}
+        self.follows: dict[str, set[str]] = {}
         for entry in entries:
             self.add(entry)
 
     def __len__(self) -> int:
-        return len(self._by_words)
+        return len(self.words)
 
     def add(self, entry: Entry) -> None:
         """The first entry of the same words stays."""
         words = key(entry[0])
         if not words or len(words) > MAX_WORDS:
             return
-        self._by_words.setdefault(" ".join(words), entry)
+        self.words.setdefault(" ".join(words), entry)
         first = words[0]
+        if len(words) > 1:
+            self.follows.setdefault(first, set()).add(words[1])
         if len(words) > self.begins.get(first, 0):
             self.begins[first] = len(words)
 
     def get(self, words: str) -> Entry | None:
-        return self._by_words.get(words)
+        return self.words.get(words)
 
 
 def key(term: str) -> list[str]:
@@ -144,6 +157,11 @@ class Gazetteer:
         """Read a dictionary folder; raises ConfigError with file and line for what it cannot."""
         return _load(str(folder))
 
+    @property
+    def lists(self) -> frozenset[str]:
+        """Names of the lists that stand beside the common ones, usually a platform's."""
+        return frozenset(self._platforms)
+
     def __len__(self) -> int:
         return len(self._terms) + sum(map(len, self._platforms.values()))
 
@@ -166,29 +184,22 @@ class Gazetteer:
         spans = [match.span() for match in _TOKEN.finditer(text)]
         if "://" in text or "www." in text:
             spans = _outside_urls(text, spans)
-        lower = [text[start:end].lower() for start, end in spans]
+        lower = _lower(text, spans)
         reading = _Reading(text, spans, lower, _is_loud(text, spans), self._platforms.get(platform))
-        index = 0
-        begins, own = self._terms.begins, reading.own
-        while index < len(spans):
-            first = lower[index]
-            if (
-                first not in begins
-                and first not in self._given
-                and first[0] not in "#@"
-                and (own is None or first not in own.begins)
-            ):
-                index += 1  # as with most words
+        free = 0  # the first word that no match holds
+        for index in self._beginnings(reading):
+            if index < free:
                 continue
             found = self._at(reading, index)
             if found is None:
-                index += 1
                 continue
             length, name, type_, class_ = found
             start, end = spans[index][0], spans[index + length - 1][1]
             form = _form(text, start, end, name, reading.loud)
             if form in _BESIDE and _beside(text, spans, index, index + length - 1):
                 form = _BESIDE[form]
+            elif type_ == "place" and index and lower[index - 1] in _PLACING:
+                form = _PLACED.get(form, form) if text[start - 1] == " " else form
             yield Match(
                 text=text[start:end],
                 name=name,
@@ -198,7 +209,22 @@ class Gazetteer:
                 confidence=self._confidence.get(class_, {}).get(form, 0.0),
                 kind=f"{class_}/{form}",
             )
-            index += length
+            free = index + length
+
+    def _beginnings(self, reading: _Reading) -> list[int]:
+        """Places of the words at which a name may begin. Most words cannot, and most of those that
+        can ("the", "a") have another word after them than the terms that begin so."""
+        terms, given, follows = self._terms.words, self._given, self._terms.follows
+        own = reading.own.begins if reading.own is not None else {}
+        return [
+            at
+            for at, (word, following) in enumerate(pairwise([*reading.lower, ""]))
+            if word in terms
+            or word in given
+            or word[0] in "#@"
+            or (word in follows and following in follows[word])
+            or word in own
+        ]
 
     def _at(self, reading: _Reading, index: int) -> tuple[int, str, str, str] | None:
         """The longest name that begins at a word: its words, name, type and class."""
@@ -272,6 +298,14 @@ class Gazetteer:
             return None
         name = " ".join(text[spans[index][0] : spans[best][1]].split())
         return best - index + 1, name, "person", class_
+
+
+def _lower(text: str, spans: list[tuple[int, int]]) -> list[str]:
+    """The words in lower case."""
+    lower = text.lower()
+    if len(lower) != len(text):  # a few letters become two
+        return [text[start:end].lower() for start, end in spans]
+    return [lower[start:end] for start, end in spans]
 
 
 def _joined(text: str, word: tuple[int, int], following: tuple[int, int]) -> bool:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import pycld2
 
 from headrace.models.function_words import ENGLISH, HINDI, MALAY
+from headrace.models.kept import Kept
 
 UNDETERMINED = "und"
 MIN_CONFIDENCE = 0.5
-MAX_CHARACTERS = 2_000  # more cannot change the answer, and a record may hold megabytes
+MAX_CHARACTERS = 1_000  # more hardly ever change the answer, and a record may hold megabytes
 
 # Left alone, CLD2 finds Ganda, Afar or Klingon in slang; those need a long text to be believed.
 _COMMON = (
@@ -47,6 +48,12 @@ class Language:
     confidence: float
 
 
+def _lists(token: str) -> tuple[bool, ...]:
+    plain = _STRETCH.sub(r"\1", token)
+    return tuple(plain in words for _, words in _LISTS)
+
+
+_KEPT = Kept(_lists, 30_000)
 _NOTHING = Language(UNDETERMINED, 0.0)
 
 
@@ -68,7 +75,7 @@ def detect(text: str) -> Language:
     if sum(map(str.isalpha, text[:200])) < 2:
         return _NOTHING
     code, reliable, percent = _cld2(text)
-    tokens = _LATIN_WORD.findall(_STRETCH.sub(r"\1", text.lower()).replace("’", "'"))
+    tokens = _LATIN_WORD.findall(text.lower().replace("’", "'"))
     if not text.isascii() and sum(map(len, tokens)) < len(_OTHER_SCRIPT.findall(text)):
         return _judge(code, (0.9 if reliable else 0.6) * percent)
     return _latin(code, reliable, percent, tokens)
@@ -77,8 +84,9 @@ def detect(text: str) -> Language:
 def _cld2(text: str) -> tuple[str, bool, float]:
     try:
         encoded = text.encode("utf-8", "ignore")
-        reliable, _, found = pycld2.detect(encoded, bestEffort=True)
-        sure = pycld2.detect(encoded)[0] if reliable else False
+        sure, _, found = pycld2.detect(encoded)
+        if not sure:
+            found = pycld2.detect(encoded, bestEffort=True)[2]
     except pycld2.error:  # signs that it refuses, such as unassigned code points
         return UNDETERMINED, False, 0.0
     code = found[0][1]
@@ -91,7 +99,10 @@ def _latin(code: str, reliable: bool, percent: float, tokens: list[str]) -> Lang
     count = len(tokens)
     if not count:
         return _NOTHING
-    shares = {name: sum(token in words for token in tokens) / count for name, words in _LISTS}
+    lists = list(map(_KEPT.__getitem__, tokens))
+    shares = {
+        name: sum([mine[at] for mine in lists]) / count for at, (name, _) in enumerate(_LISTS)
+    }
     family = "ms" if code == "id" else code
     own = shares.pop(family, 0.0)
     rival, rival_share = max(shares.items(), key=lambda item: item[1])

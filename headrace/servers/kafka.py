@@ -6,6 +6,7 @@ import logging
 import shutil
 import signal
 import subprocess
+import time
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -17,7 +18,7 @@ from headrace.errors import ServerUnavailable
 from headrace.servers import install
 from headrace.servers.kind import Tuning
 from headrace.servers.ports import HOST, answers
-from headrace.servers.process import Launch
+from headrace.servers.process import Launch, spawn
 from headrace.servers.say import Say
 
 VERSION = "4.3.1"
@@ -56,6 +57,14 @@ logger.life.name = kafka.server.KafkaRaftServer
 logger.life.level = info
 """
 
+# For the run of the controller alone: when it leads, and when it has ended a broker's session.
+LOG4J_CONTROLLER = """
+logger.leads.name = org.apache.kafka.controller.QuorumController
+logger.leads.level = info
+logger.ends.name = org.apache.kafka.controller.ReplicationControlManager
+logger.ends.level = info
+"""
+
 # Why each one differs from Kafka's default stands beside it.
 SETTINGS = {
     "process.roles": "broker,controller",
@@ -78,10 +87,7 @@ SETTINGS = {
     # long as there is (24 days).
     "offsets.retention.minutes": "2147483647",
     "transactional.id.expiration.ms": "2147483647",
-    # A killed writer's open transaction holds readers back until it is ended.
-    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    # A broker that was killed is taken back as soon as its old session ends.
-    "broker.session.timeout.ms": "3000",
+    # A start goes on at a heartbeat.
     "broker.heartbeat.interval.ms": "500",
     # A killed worker's partitions move after this; groups may ask for less.
     "group.consumer.session.timeout.ms": "10000",
@@ -97,6 +103,10 @@ SETTINGS = {
     "num.recovery.threads.per.data.dir": "2",
     "log.cleaner.dedupe.buffer.size": "33554432",
 }
+
+_SESSION_PATIENCE = 60.0  # seconds for the controller alone to do its work …
+_SESSION_ENDS = 5.0  # … and, from when it leads, for a session to end if there is one
+_SESSION_LINGER = 0.3  # from when it says so until that is on disk
 
 
 class Kafka:
@@ -153,6 +163,42 @@ class Kafka:
         (folder / "log4j2.properties").write_text(LOG4J, "utf-8")
         if not (data / "meta.properties").exists():
             self._format(folder)
+        elif not (data / ".kafka_cleanshutdown").exists():
+            self._end_session(folder, lines)
+
+    def _end_session(self, folder: Path, settings: dict[str, str]) -> None:
+        """After a kill: run the controller alone until it has given up the broker that was.
+
+        Else the broker comes back as the leader that it still is on paper, is deposed the moment
+        its old session ends, and transactions that are being ended just then lose the markers of
+        their partitions ("likely deleted already and hence can be skipped"): half of a commit
+        stands, or a group can never read its offsets again.
+        """
+        left_out = ("advertised.listeners", "inter.broker.listener.name")
+        own = {key: value for key, value in settings.items() if key not in left_out} | {
+            "process.roles": "controller",
+            "listeners": settings["listeners"].partition(",")[2],
+            "broker.session.timeout.ms": "1000",
+        }
+        text = "".join(f"{key}={value}\n" for key, value in own.items())
+        (folder / "controller.properties").write_text(text, "utf-8")
+        (folder / "log4j2-controller.properties").write_text(LOG4J + LOG4J_CONTROLLER, "utf-8")
+        java = self._java(folder, Tuning(heap="256m", throwaway=True), "log4j2-controller")
+        log = folder / "controller.log"
+        log.unlink(missing_ok=True)
+        process = spawn(Launch([*java, "kafka.Kafka", "controller.properties"]), folder, log)
+        try:
+            gives_up = time.monotonic() + _SESSION_PATIENCE
+            while process.alive() and time.monotonic() < gives_up:
+                said = log.read_text("utf-8", errors="replace")
+                if "Fencing broker" in said:
+                    time.sleep(_SESSION_LINGER)
+                    break
+                if "Becoming the active controller" in said:  # without a session nothing ends
+                    gives_up = min(gives_up, time.monotonic() + _SESSION_ENDS)
+                time.sleep(0.05)
+        finally:
+            process.end(self.stop_signal, 20.0)
 
     def _format(self, folder: Path) -> None:
         shutil.rmtree(folder / "data", ignore_errors=True)  # half formatted: empty
@@ -167,12 +213,12 @@ class Kafka:
             words = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
             raise ServerUnavailable(f"Kafka's data folder {folder} cannot be made: {words[-1]}")
 
-    def _java(self, folder: Path, tuning: Tuning) -> list[str]:
+    def _java(self, folder: Path, tuning: Tuning, log4j2: str = "log4j2") -> list[str]:
         options = [f"-Xmx{tuning.heap}", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
         if tuning.throwaway:  # starts in 2 s instead of 3.5 s, at a lower peak
             options.append("-XX:TieredStopAtLevel=1")
         jars = install.folder(f"kafka-{VERSION}") / "libs" / "*"
-        log4j = folder / "log4j2.properties"
+        log4j = folder / f"{log4j2}.properties"
         return [
             install.java(), *options, "-Djava.awt.headless=true",
             f"-Dlog4j2.configurationFile={log4j.as_uri()}", "-cp", str(jars),

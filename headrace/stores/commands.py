@@ -20,6 +20,7 @@ from headrace.stores import migrate as migrations
 from headrace.stores import postgres
 
 SHOWN = 1000  # rows of a table on a terminal
+_NARROW = 10  # columns of a terminal that a column of a table needs, on average
 _WIDE = 10_000  # characters, where nobody's terminal ends the line
 
 
@@ -37,6 +38,8 @@ def sql(load: Callable[[], Settings], query: str, form: str) -> None:
     settings = load()
     if query == "-":
         query = sys.stdin.read()
+    if not query.strip():
+        raise HeadraceError("sql: the query is empty")
     with postgres.connect(settings, readonly=True, application="headrace sql") as connection:
         connection.read_only = True
         try:
@@ -106,11 +109,29 @@ def _as_table(names: list[str], rows: Iterable[tuple[Any, ...]]) -> None:
     for row in shown:
         table.add_row(*(Text(_plain(value)) for value in row))
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    console.print(table)
+    if len(names) * _NARROW > console.width:
+        for line in _upright(names, shown):
+            console.print(line, highlight=False)
+    else:
+        console.print(table)
     if more:
         console.print(f"the first {SHOWN:,} rows; --csv and --json give them all")
     else:
         console.print(f"{len(shown):,} {'row' if len(shown) == 1 else 'rows'}")
+
+
+def _upright(names: list[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """A line a value, for more columns than a terminal has room for."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    for number, row in enumerate(rows, 1):
+        yield Text(f"row {number}", style="bold")
+        table = Table.grid(padding=(0, 2))
+        for name, value in zip(names, row, strict=True):
+            table.add_row(Text(name, style="dim"), Text(_plain(value), overflow="fold"))
+        yield Padding(table, (0, 0, 1, 2))
 
 
 def _as_csv(names: list[str], rows: Iterable[tuple[Any, ...]]) -> None:

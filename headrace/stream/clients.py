@@ -37,7 +37,11 @@ Partition = tuple[str, int]  # full name of the topic, partition
 
 TIMEOUT = 30.0  # seconds for one question to the broker
 _MAX_MESSAGE_BYTES = 16 * 2**20  # topics.yaml limits messages; the client itself does not
-_CLASSIC_ONLY = ("session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy")
+_CLASSIC_ONLY = (
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "partition.assignment.strategy",
+)
 _AWAY = frozenset(
     {
         KafkaError._TIMED_OUT,
@@ -68,7 +72,7 @@ class KafkaUnavailable(ServerUnavailable, KafkaException):
     def __str__(self) -> str:
         return (
             f"Kafka does not answer at {self.address} ({self.args[0].str()}); "
-            "see `headrace status`, or set kafka.bootstrap_servers"
+            "see `headrace servers status`, or set kafka.bootstrap_servers"
         )
 
 
@@ -119,6 +123,9 @@ def base_conf(settings: Settings) -> dict[str, Any]:
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 2_000,
         "enable.metrics.push": False,
+        # Its way of starting over, once every broker is away, forgets brokers that open requests
+        # still wait for: after a restart of a broker, commits of a transaction hung for ever.
+        "metadata.recovery.strategy": "none",
         "log_level": 2,  # what matters comes through error_cb
         "error_cb": _say_error,
     }
@@ -174,11 +181,7 @@ def consumer_conf(settings: Settings, group: str, **over: Any) -> dict[str, Any]
         conf.setdefault("session.timeout.ms", kafka.session_timeout_ms)
         conf["max.poll.interval.ms"] = max(conf["max.poll.interval.ms"], conf["session.timeout.ms"])
     else:  # KIP-848 leaves these to the broker and refuses them here
-        for name in (
-            "session.timeout.ms",
-            "heartbeat.interval.ms",
-            "partition.assignment.strategy",
-        ):
+        for name in _CLASSIC_ONLY:
             conf.pop(name, None)
     return conf
 

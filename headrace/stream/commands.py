@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import get_args
+from typing import NoReturn, get_args
 
 import click
 
@@ -101,7 +101,7 @@ def worker(
     mode: Mode | None,
     until_caught_up: bool,
     supervisor: str | None,
-) -> int:
+) -> None:
     """Run one group in this process, as a container does.
 
     Exit status: 0 after a signal or when caught up, 4 when too many dead letters stopped the
@@ -119,7 +119,7 @@ def worker(
     topology = topologies.load(settings)
     projector = topology.projector(group)
     if projector is not None:
-        return _project(settings, topology, projector, slot, report, until_caught_up)
+        _leave(_project(settings, topology, projector, slot, report, until_caught_up))
     found = topology.group(group)
     log.setup(settings, group=found.short)
     if supervisor is None:
@@ -127,10 +127,9 @@ def worker(
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     topics = subscription(settings, topology, found)
-    if settings.processing.batch_size is not None:
-        batch = replace(found.batch, records=settings.processing.batch_size)
-        found = replace(found, batch=batch)
-    return workers.run(
+    found = replace(found, batch=topology.batch(found, settings, platforms.load(settings)))
+    os.nice(found.nice)
+    code = workers.run(
         settings,
         topology,
         found,
@@ -139,6 +138,13 @@ def worker(
         report=report,
         finished=_finished(found, topics) if until_caught_up else lambda admin: False,
     )
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)  # taking librdkafka's threads down may hang where the broker is gone
 
 
 def choose(topology: Topology, names: Sequence[str], mode: Mode | None, only: bool) -> list[Group]:

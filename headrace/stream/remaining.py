@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from graphlib import TopologicalSorter
 
 from headrace.stream.clients import Admin, Partition
 from headrace.stream.topology import Group, Topic, Topology
@@ -12,12 +11,7 @@ from headrace.stream.topology import Group, Topic, Topology
 def in_order(topology: Topology, groups: Iterable[Group]) -> list[Group]:
     """Writers before readers."""
     wanted = {group.short for group in groups}
-    graph: dict[str, set[str]] = {}
-    for group in topology.groups.values():
-        stages = [topology.stage_of(topic) or topology.group_of(topic) for topic in group.reads]
-        graph[group.short] = {stage.short for stage in stages if stage is not None}
-    order = TopologicalSorter(graph).static_order()
-    return [topology.groups[short] for short in order if short in wanted]
+    return [group for group in topology.in_order() if group.short in wanted]
 
 
 def remaining(

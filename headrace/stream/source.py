@@ -15,9 +15,10 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from headrace.config import Settings
+from headrace.errors import HeadraceError
 from headrace.log import get
 from headrace.stream import clients
-from headrace.stream.faults import passes
+from headrace.stream.faults import fences, passes
 from headrace.stream.stage import Retry
 from headrace.stream.topology import Batch, Topic
 
@@ -53,7 +54,8 @@ class Source:
     start     says where to begin newly assigned partitions: the next offset, or None where nothing
               is committed yet, which begins at the log's start. It may raise Retry to be asked
               again. Left out: Kafka's own commits.
-    stopping  ends long waits early.
+    stopping  ends long waits early
+    on_lost   hears how many messages were gone before the group came to them
 
     Every method that talks to the broker raises KafkaException; `faults.passes` says which of them
     are worth waiting for.
@@ -69,19 +71,21 @@ class Source:
         *,
         start: Start | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        on_lost: Callable[[int], object] = lambda messages: None,
     ) -> None:
         self.group = group
         self.topics = {topic.name: topic for topic in topics}
-        self.lost = 0  # messages that were gone before the group came to them
+        self._on_lost = on_lost
         self._batch = batch
         self._admin = admin
         self._start = start or self._committed
         self._stopping = stopping
-        self._incremental = settings.kafka.group_protocol == "consumer"
-        self._consumer = Consumer(clients.consumer_conf(settings, group))
+        conf = clients.consumer_conf(settings, group)
+        strategy = str(conf.get("partition.assignment.strategy", ""))
+        self._incremental = conf["group.protocol"] == "consumer" or "cooperative" in strategy
+        self._consumer = Consumer(conf)
         self._positions: dict[Partition, int] = {}  # what is assigned, and where we stand there
         self._unstartable: Exception | None = None
-        self._rewound: set[Partition] = set()  # sought back, and nothing read from there since
         self._gathered: list[Message] = []
         self._taken_away: set[Partition] = set()  # during the poll that is going on
         self._paused = False
@@ -120,16 +124,23 @@ class Source:
         self._positions.update(cut.after)
 
     def rewind(self, cut: Cut) -> None:
-        """The cut is not committed: read it again."""
-        for partition, offset in cut.before.items():
-            self._seek(partition, offset)
+        """The cut is not committed: read it again.
 
-    def rest(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+        Raises RuntimeError where that cannot be had: a position left behind would be committed with
+        the next batch, and what stands before it would be lost.
+        """
+        for partition, offset in cut.before.items():
+            try:
+                self._seek(partition, offset)
+            except KafkaException as error:
+                raise RuntimeError(f"cannot go back to {offset} of {partition}") from error
+
+    def rest(self, seconds: float) -> None:
         """Reads nothing for so long, and stays a member of the group meanwhile."""
         ends = time.monotonic() + seconds
         self._pause(True)
         try:
-            while (left := ends - time.monotonic()) > 0 and not (until() or self._stopping()):
+            while (left := ends - time.monotonic()) > 0 and not self._stopping():
                 strays = self._consume(1, min(left, _POLL))
                 for message in strays:  # one that was on its way when the pause began
                     partition = (str(message.topic()), int(message.partition() or 0))
@@ -151,10 +162,12 @@ class Source:
     def commit(self, positions: Mapping[Partition, int], *, wait: bool) -> None:
         """Mirrors positions to Kafka, for a group whose home is elsewhere."""
         offsets = [TopicPartition(*partition, offset) for partition, offset in positions.items()]
-        if wait:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        else:
+        if not wait:
             self._consumer.commit(offsets=offsets, asynchronous=True)
+            return
+        for answer in self._consumer.commit(offsets=offsets, asynchronous=False) or ():
+            if answer.error is not None:
+                raise KafkaException(answer.error)
 
     def move(self, positions: Mapping[Partition, int]) -> None:
         """Goes on from here, where the group's home says that it stands; what is not ours stays."""
@@ -180,8 +193,17 @@ class Source:
 
     def _consume(self, count: int, timeout: float) -> list[Message]:
         self._taken_away.clear()
-        got: list[Message] = self._consumer.consume(count, max(timeout, 0.0))
         self._polled = True
+        try:
+            got: list[Message] = self._consumer.consume(count, max(timeout, 0.0))
+        except KafkaException as error:
+            # Out of a callback of ours. What the client had in its hands is gone, while its
+            # positions have moved past it: nobody may go on from there.
+            if fences(error):
+                raise
+            raise RuntimeError("a poll failed, and its messages with it") from error
+        if isinstance(self._unstartable, HeadraceError):
+            raise self._unstartable
         if self._unstartable is not None:
             raise RuntimeError("cannot find where to start") from self._unstartable
         bad = [message for message in got if message.error() is not None]
@@ -200,15 +222,12 @@ class Source:
         return got
 
     def _cut(self, messages: list[Message]) -> Cut | None:
-        if self._rewound:
-            self._rewound -= {(str(m.topic()), int(m.partition() or 0)) for m in messages}
-        positions = self._consumer.position(
-            [TopicPartition(*p) for p in self._positions if p not in self._rewound]
-        )
+        # Behind a seek there is none until something was read from there, a marker at least.
+        positions = self._consumer.position([TopicPartition(*p) for p in self._positions])
         before, after = {}, {}
         for position in positions:
             partition = (position.topic, position.partition)
-            if position.offset >= 0 and position.offset != self._positions[partition]:
+            if position.offset > self._positions[partition]:
                 before[partition] = self._positions[partition]
                 after[partition] = position.offset
         self._gathered = []
@@ -218,7 +237,6 @@ class Source:
         return Cut(messages, before, after, member)
 
     def _seek(self, partition: Partition, offset: int) -> None:
-        self._rewound.add(partition)
         self._consumer.seek(TopicPartition(*partition, offset))
 
     def _pause(self, paused: bool) -> None:
@@ -256,22 +274,20 @@ class Source:
         else:
             self._consumer.assign(given)
         self._positions.update(starts)
-        self._rewound -= starts.keys()
         self._steer(given)
-        log.info("reads", partitions=_named(self._positions))
+        _tell("reads", self._positions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         gone = {(p.topic, p.partition) for p in partitions}
         self._taken_away |= gone
         for partition in gone:
             self._positions.pop(partition, None)
-        self._rewound -= gone
         self._gathered[:] = [
             message
             for message in self._gathered
             if (message.topic(), message.partition()) not in gone
         ]
-        log.info("no longer reads", partitions=_named(gone))
+        _tell("no longer reads", gone)
 
     def _starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where to begin. What was committed and is no longer there is said aloud and counted.
@@ -298,7 +314,7 @@ class Source:
             low, high, offset = first[partition], last[partition], committed.get(partition)
             if offset is not None and not low <= offset <= high:
                 lost = max(0, low - offset)
-                self.lost += lost
+                self._on_lost(lost)
                 log.error(
                     "DATA_LOSS: what comes next is no longer there; going on with what is",
                     group=self.group,
@@ -319,6 +335,13 @@ class Source:
             if partition.error:
                 raise KafkaException(partition.error)
         return {(p.topic, p.partition): p.offset if p.offset >= 0 else None for p in found}
+
+
+def _tell(what: str, partitions: Iterable[Partition]) -> None:
+    found = list(partitions)
+    topics = len({topic for topic, _ in found})
+    log.info(what, partitions=len(found), topics=topics)
+    log.debug(what, names=_named(found))
 
 
 def _named(partitions: Iterable[Partition]) -> str:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from copy import copy
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ Headers = list[tuple[str, str | bytes | None]]
 
 _TRY_SECONDS = 10.0  # one call into librdkafka; a call that timed out may be made again
 _METRIC_SECONDS = 5.0
+_BATCH_BYTES = 1_000_000
 _OVERHEAD = 1024  # bytes that key, header and the log add to a value
 _RESULT = "InvalidResult"
 _COUNTED = {
@@ -85,10 +87,17 @@ class StageLoop:
         self._letters: Topic = group.dlt
         self._status = place.topology.topic("status").name
         self._limits = DeadLetterCount(group.short, group.dead_letters)
+        self._limits_after = self._limits  # the batch at hand, once it is committed
         self._most = self._writes.max_message_bytes - _OVERHEAD
         self._fits, self._complaint = _result_check(settings, self._writes)
         self._source = Source(
-            settings, group.name, place.topics, group.batch, place.admin, stopping=place.stopping
+            settings,
+            group.name,
+            place.topics,
+            group.batch,
+            place.admin,
+            stopping=place.stopping,
+            on_lost=place.metrics.lost.inc,
         )
         self._decoder = Decoder(
             settings, place.topology, group, place.topics, self._source.topic_id
@@ -102,8 +111,14 @@ class StageLoop:
 
     def open(self) -> None:
         if self._producer is None:
+            # Brokers hold whole batches against a topic's limit, not single messages.
+            smallest = min(topic.max_message_bytes for topic in (self._writes, self._letters))
             conf = clients.producer_conf(
-                self._place.settings, **{"transactional.id": self._place.transactional_id}
+                self._place.settings,
+                **{
+                    "transactional.id": self._place.transactional_id,
+                    "batch.size": min(smallest, _BATCH_BYTES),
+                },
             )
             self._producer = Producer(conf)
         # Ends what a predecessor in this slot left open.
@@ -123,6 +138,7 @@ class StageLoop:
             self._rollback(cut)
             raise
         if cut.messages:
+            self._limits = self._limits_after
             self._place.metrics.committed(self._counts, time.perf_counter() - self._started)
         self._measure()
         return bool(cut.messages)
@@ -242,11 +258,12 @@ class StageLoop:
                 headers.append((TRACEPARENT, trace))
             yield topic, message.key(), value, headers
         counts["dead"] = len(letters)
-        self._limits.add(len(inputs), [letter.reason for letter in letters])
+        limits = copy(self._limits)  # counted when the batch is committed, however often tried
+        limits.add(len(inputs), [letter.reason for letter in letters])
         for letter in letters:
             yield self._letter(letter)
         yield self._event(cut, at, counts)
-        self._counts = counts
+        self._counts, self._limits_after = counts, limits
 
     def _ask(self, records: list[Record]) -> list[Outcome]:
         """One outcome each. What makes the stage raise is found by halving the batch."""

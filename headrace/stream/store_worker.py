@@ -98,6 +98,7 @@ class StoreLoop:
             place.admin,
             start=self._starts,
             stopping=place.stopping,
+            on_lost=place.metrics.lost.inc,
         )
         self._store: Store = import_module(group.module).build(
             place.settings, place.topology, group, self._source.topic_id
@@ -251,6 +252,9 @@ class StoreLoop:
             if not postgres.passing(error):
                 raise
             raise Retry(self._backoff.next(), f"PostgreSQL: {_line(error)}") from error
+        if any(at is None and self._at.get(key) is not None for key, at in stored.items()):
+            # Another database, or one made anew: what stood in the old one is to be read again.
+            raise Fenced("PostgreSQL no longer knows where this group stands")
         self._at.update(stored)
         moved = {key: at for key, at in stored.items() if at is not None and at != positions[key]}
         if moved:
@@ -323,15 +327,16 @@ class StoreLoop:
             return
         self._mirrored = now
         held = self._source.assigned().keys()
-        positions = {key: at for key, at in self._unmirrored.items() if key in held}
-        self._unmirrored.clear()
-        if not positions:
+        self._unmirrored = {key: at for key, at in self._unmirrored.items() if key in held}
+        if not self._unmirrored:
             return
         try:
-            self._source.commit(positions, wait=idle)
+            self._source.commit(self._unmirrored, wait=idle)
         except KafkaException as error:
             log.debug("not mirrored to Kafka yet: %s", error)
-            self._unmirrored = positions | self._unmirrored
+            return
+        if idle:  # else nobody has heard whether it went well
+            self._unmirrored.clear()
 
     def _measure(self) -> None:
         now = time.monotonic()

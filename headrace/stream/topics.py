@@ -58,7 +58,8 @@ class Plan:
     def lines(self) -> Iterator[str]:
         """The difference, a line each: + made, ~ changed, ! refused, ? not in topics.yaml."""
         for topic in self.create:
-            yield f"+ {topic.name} ({topic.partitions} partitions, kept: {kept(topic)})"
+            parts = f"{topic.partitions} partition{'s' * (topic.partitions > 1)}"
+            yield f"+ {topic.name} ({parts}, kept: {kept(topic)})"
         for change in self.alter:
             yield f"~ {change}"
         for change in self.refused:

@@ -9,6 +9,7 @@ import click
 import orjson
 
 from headrace.config import Settings
+from headrace.errors import HeadraceError
 from headrace.stream import asyncapi as document
 from headrace.stream import clients, topology
 from headrace.stream import topics as broker
@@ -36,6 +37,10 @@ def apply_(loader: Loader, dry_run: bool, accept_loss: bool) -> None:
         plan = broker.plan(settings, admin, accept_loss=accept_loss)
         for line in plan.lines():
             click.echo(line)
+        if plan.refused and not dry_run:
+            hint = "; --accept-loss allows what loses messages"
+            loses = any(change.loses_data for change in plan.refused)
+            raise HeadraceError(f"nothing was changed: see the lines with !{hint if loses else ''}")
         if not dry_run:
             broker.apply(settings, admin, plan)
     if plan.is_empty:

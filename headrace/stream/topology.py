@@ -17,14 +17,13 @@ from pydantic import Field, field_validator
 
 from headrace import platforms as platform_files
 from headrace import schedule, yamlfile
-from headrace.config import Mode, Section, Settings
+from headrace.config import Mode, Positive, Section, Settings
 from headrace.errors import ConfigError, HeadraceError
 from headrace.platforms import Platform
 from headrace.schedule import Schedule
 
 Cleanup = Literal["compact", "delete"]
 LeftOut = Literal["SCHEDULED", "DISABLED"]
-Positive = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,7 @@ class Group:
     batch: Batch
     when: Schedule
     workers: int
+    nice: int  # of its processes: 0, or more to yield the processor to quicker groups
     dead_letters: DeadLetterLimits
     version: str
     rank: int
@@ -178,6 +178,22 @@ class Topology:
         return tuple(
             group for group in self.groups.values() if topic in group.reads or topic == group.redo
         )
+
+    def upstream(self, group: Group) -> tuple[Group, ...]:
+        """The groups whose results or dead letters a group reads."""
+        return tuple(
+            other
+            for other in self.groups.values()
+            if any(topic in group.reads for topic in other.outputs) or other.dlt in group.reads
+        )
+
+    def in_order(self) -> tuple[Group, ...]:
+        """All groups, writers before readers."""
+        above = {
+            group.short: [other.short for other in self.upstream(group)]
+            for group in self.groups.values()
+        }
+        return tuple(self.groups[short] for short in TopologicalSorter(above).static_order())
 
     def raw_topics(self) -> tuple[Topic, ...]:
         return tuple(topic for topic in self.topics.values() if topic.is_raw)
@@ -324,6 +340,7 @@ class _GroupDefaults(Section):
     batch: _Batch = _Batch()
     when: str | None = None
     workers: Positive | None = None
+    nice: Annotated[int, Field(ge=0, le=19)] | None = None
     dead_letters: _DeadLetters = _DeadLetters()
 
     @field_validator("when")
@@ -503,6 +520,7 @@ def _group(
         batch=Batch(**(_given(_BATCH) | _given(defaults.batch) | _given(written.batch))),
         when=schedule.parse(written.when or defaults.when or "always"),
         workers=written.workers or defaults.workers or 1,
+        nice=(written.nice if written.nice is not None else defaults.nice) or 0,
         dead_letters=DeadLetterLimits(
             **(_given(_LIMITS) | _given(defaults.dead_letters) | _given(written.dead_letters))
         ),

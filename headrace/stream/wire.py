@@ -30,11 +30,6 @@ class Revision:
     offset: int
     appended: int
 
-    def newer_than(self, other: Revision) -> bool:
-        if self.topic_id == other.topic_id:
-            return self.offset > other.offset
-        return (self.appended, self.topic_id) > (other.appended, other.topic_id)
-
     def __str__(self) -> str:
         return f"{self.topic_id}:{self.partition}:{self.offset}:{self.appended}"
 

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -32,6 +32,7 @@ from headrace.stream.watchdog import Watchdog
 log = get(__name__)
 
 _WAITED_SECONDS = 30.0  # a poll without messages does not end a pause; so many seconds of them do
+LEAVE_SECONDS = 10.0
 STEP_SECONDS = 60.0  # a commit, a start or an end that takes longer is stuck
 
 
@@ -151,7 +152,7 @@ def serve(
     with held_slot(f"{settings.project}.{short}", slot) as taken, signals:
         metrics = Metrics(settings, name)
         metrics.on_counts = lambda counts: report({"counts": dict(counts)})
-        place = Post(settings, taken, metrics, watchdog, signals.stopping)
+        post = Post(settings, taken, metrics, watchdog, signals.stopping)
 
         def say(state: str, reason: str = "") -> None:
             if metrics.state != (state, reason):
@@ -159,29 +160,34 @@ def serve(
                 report({"state": state, "reason": reason})
 
         say("starting")
+        loop: Loop | None = None
+        code = Exit.CRASHED
         try:
-            loop = build(place)
-            _open(loop, place, say)
-            return _serve(loop, place, say, finished)
+            loop = build(post)
+            _open(loop, post, say)
+            _serve(loop, post, say, finished)
+            code = Exit.DONE
         except LimitReached as error:
             log.error(str(error))
             say("stopped", str(error))
-            return Exit.LIMIT
+            code = Exit.LIMIT
         except Fenced as error:
             log.warning("fenced", reason=str(error))
-            return Exit.FENCED
+            code = Exit.FENCED
         except ServerUnavailable as error:
             log.error(str(error))
-            return Exit.CRASHED
         except HeadraceError as error:
             log.error(str(error))
             say("stopped", str(error))
-            return Exit.MISTAKE
+            code = Exit.MISTAKE
         except Exception:
             log.exception("the worker crashed")
-            return Exit.CRASHED
-        finally:
-            metrics.close()
+        if loop is not None and code != Exit.FENCED:
+            # Whatever happened: a member that leaves is not waited for by the others.
+            with watchdog.step("leaving the group", LEAVE_SECONDS, code), suppress(Exception):
+                loop.close()
+        metrics.close()
+        return code
 
 
 def _open(loop: Loop, place: Post, say: Callable[..., None]) -> None:
@@ -205,7 +211,7 @@ def _open(loop: Loop, place: Post, say: Callable[..., None]) -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _serve(loop: Loop, place: Post, say: Callable[..., None], finished: Callable[[], bool]) -> Exit:
+def _serve(loop: Loop, place: Post, say: Callable[..., None], finished: Callable[[], bool]) -> None:
     pause = Backoff(place.settings)
     longest = place.settings.processing.retry_max_seconds
     waited: float | None = None  # since when nothing was done after a pause
@@ -242,9 +248,6 @@ def _serve(loop: Loop, place: Post, say: Callable[..., None], finished: Callable
             waited = time.monotonic()
             log.warning("trouble that passes", again_in=f"{seconds:g} s", reason=str(error))
             loop.rest(seconds)
-    with place.watchdog.step("leaving the group", STEP_SECONDS, Exit.DONE):
-        loop.close()
-    return Exit.DONE
 
 
 class Backoff:
@@ -271,7 +274,12 @@ def held_slot(group: str, wanted: int | None = None) -> Iterator[int]:
     ends its transaction by coming back under the same transactional id.
     """
     folder = home.data_dir() / "slots"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HeadraceError(
+            f"{folder}: {error.strerror}; let HEADRACE_DATA_DIR name a folder to write to"
+        ) from None
     for slot in range(10_000) if wanted is None else [wanted]:
         lock = os.open(folder / f"{group}.{slot}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -95,6 +95,7 @@ def test_a_file_that_is_no_text_or_not_there_is_named(monkeypatch):
     ("variable", "value", "message"),
     [
         ("HEADRACE_PROCESSING__BATCH_SIZE", "many", "BATCH_SIZE .processing.batch_size.: should"),
+        ("HEADRACE_PROCESSING__BATCH_SIZE", "0", "batch_size.*greater than or equal to 1"),
         ("HEADRACE_PROCESSING__BATCHSIZE", "5", "BATCHSIZE .*did you mean batch_size"),
         ("HEADRACE_PROJECT__X", "5", "HEADRACE_PROJECT__X"),
         ("HEADRACE_SENTIMENT__LANGUAGES", "[en", "HEADRACE_SENTIMENT__LANGUAGES"),

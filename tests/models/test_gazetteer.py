@@ -30,7 +30,12 @@ def write(folder: Path, *, terms: str = "", everyday: str = "apple\n", **lists: 
         "common.word": {"exact": {"confidence": 0.85}, "lower": {"confidence": 0.1}},
         "full_name": sure,
         "given": {"exact": {"confidence": 0.5}},
-        "town.rare": {"exact": {"confidence": 0.6}},
+        "town.rare": {
+            "exact": {"confidence": 0.6},
+            "lower": {"confidence": 0.1},
+            "placed": {"confidence": 0.9},
+            "placed_lower": {"confidence": 0.85},
+        },
     }
     (folder / "confidence.json").write_text(json.dumps({"version": "t", "classes": classes}))
     return Gazetteer.load(folder)
@@ -80,6 +85,15 @@ def test_doubtful_terms_stay_below_the_threshold_and_hide_what_they_hold(tmp_pat
     )
     assert found(gazetteer, "we saw Salem Nike today") == []
     assert [m.confidence for m in gazetteer.find("we saw Salem", threshold=0.5)] == [0.6]
+
+
+def test_a_place_is_surer_after_a_word_that_stands_before_places(tmp_path: Path) -> None:
+    gazetteer = write(tmp_path, terms="Salem\tplace\ttown.rare\nIn\tbrand\ttown.rare\n")
+    assert found(gazetteer, "we live in Salem, in salem; In: Salem") == [
+        ("Salem", "Salem"),
+        ("salem", "Salem"),
+    ]
+    assert found(gazetteer, "Salem, so Salem") == []
 
 
 def test_people_are_a_given_name_and_a_surname(tmp_path: Path) -> None:

@@ -180,3 +180,19 @@ def test_entities_obey_the_threshold() -> None:
     )
     (outcome,) = stage("entities", never)([record])
     assert outcome.result == {"entities": []}
+
+
+def test_a_platform_may_name_another_list(tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "platforms"
+    folder.mkdir(parents=True)
+    (folder / "forum.yaml").write_text("title: Forum\ndictionary: reddit.tsv\n")
+    process = stage("entities", Settings(home=tmp_path, platforms=folder))
+    term = next(iter((ROOT / "config/dictionaries/reddit.tsv").read_text().split("\n\n")))
+    name = next(line.split("\t")[0] for line in term.splitlines() if not line.startswith("#"))
+    text = f"we spoke about {name} with {name} people"
+    (outcome,) = process([Record("post:forum:1", "post", "forum", {"text": text})])
+    assert name in [found["text"] for found in (outcome.result or {})["entities"]]
+
+    (folder / "forum.yaml").write_text("title: Forum\ndictionary: nothing.tsv\n")
+    with pytest.raises(ConfigError, match=r"forum.yaml: dictionary: there is no nothing.tsv"):
+        stage("entities", Settings(home=tmp_path, platforms=folder))

@@ -466,6 +466,14 @@ def test_each_sample_finds_its_platform(
     assert orjson.loads(orjson.dumps(report.as_dict()))["rejected"] == sum(reasons.values())
 
 
+def test_comments_are_told_from_posts(shipped: dict[str, Mappings]) -> None:
+    for name, kind in (("youtube_comments.parquet", "comment"), ("tiktok_videos.xlsx", "post")):
+        with open_rows(ROOT / "samples" / name) as rows:
+            item = next(iter(map_rows(rows, shipped)))
+        assert isinstance(item, Mapped) and item.record["kind"] == kind
+        assert item.id == f"{kind}:{item.record['platform']}:{item.record['native_id']}"
+
+
 def test_the_samples_are_all_known() -> None:
     assert {path.name for path in (ROOT / "samples").iterdir()} == {*SAMPLES, "README.md"}
 

@@ -320,3 +320,18 @@ def test_a_topic_that_takes_less_than_the_settings_say_rejects_the_rows(world: W
     told = publish(world, file)
     assert (told["records"], told["rejected"]) == (2, 1)
     assert ids(world) == expected([1, 3])
+
+
+def test_offsets_of_a_run_are_told_though_one_key_takes_every_row(world: World) -> None:
+    """The sender asks for few delivery reports; what they miss is looked up."""
+    rows = [row(n) for n in range(400)] + [row(7, score=n) for n in range(6_000)]
+    file = jsonl(world.home / "a.jsonl", rows)
+    told = publish(world, file, env={"HEADRACE_PUBLISHING__TRANSACTION_RECORDS": "2000"})
+    assert told["records"] == 6_400
+    by_partition: dict[str, list[int]] = {}
+    for message in world.read(TOPIC):
+        by_partition.setdefault(str(message.partition()), []).append(message.offset() or 0)
+    (ends,), (starts,) = told["offsets"].values(), told["starts"].values()
+    assert starts == {p: min(offsets) for p, offsets in by_partition.items()}
+    for partition, offsets in by_partition.items():
+        assert max(offsets) < ends[partition] <= max(offsets) + 10  # markers may stand behind

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import orjson
 
-from headrace.stores import migrate
+from headrace.stores import commands, migrate
 from tests.stores.conftest import Database
 from tests.world import CLONE
 
@@ -71,3 +71,13 @@ def test_migrate_says_what_it_did(databases: Callable[..., Database]) -> None:
         result = headrace(database, "migrate")
         assert result.returncode == 0, result.stderr
         assert f"{words} at version {migrate.head()}" in result.stdout
+
+
+def test_more_columns_than_fit_stand_below_each_other(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "_WIDE", 100)
+    names = [f"c{number}" for number in range(11)]
+    commands._as_table(names, [tuple(range(11))])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [["row", "1"], ["c0", "0"]]
+    commands._as_table(names[:10], [tuple(range(10))])
+    assert capsys.readouterr().out.splitlines()[1].split() == names[:10]

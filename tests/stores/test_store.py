@@ -52,6 +52,12 @@ def test_messages_that_are_none_become_dead_letters(database: Database) -> None:
         "cannot be read": database.message(
             "enriched.sentiment", "post:reddit:x", outcome.value(), [("hr", b"1;2;3")]
         ),
+        "hr cannot": database.message(
+            "enriched.sentiment",
+            "post:reddit:x",
+            outcome.value(),
+            [("hr", b"A:0:1:2;r;0;1;;t\\Nt\tt:0:1")],
+        ),
         "stage: ": database.message("enriched.text", "post:reddit:x", outcome.value(), lineage),
         "no dead letter": database.message("text.dlt", "k", b"v"),
         "names a topic": database.message(
@@ -81,14 +87,16 @@ def test_whatever_a_message_says_its_letter_can_be_written(database: Database) -
         b"A:0:1:2;r;0;0;;t\0:1:1",
         b"\xff\0;;;",
         b"",
+        b"10**17 ms",
     ):
         names = [("hr", header), ("na\0me", b"\0")]
-        message = database.message("postgres.redo", b"\0\xff", b"\0", names)
+        at = 10**17 if header.endswith(b"ms") else None  # a time past every calendar's end
+        message = database.message("postgres.redo", b"\0\xff", b"\0", names, at=at)
         buried = database.store(database.connection).bury(message, "E", "reason \0" * 999)
         with database.connection.transaction():
             database.store(database.connection).write(database.connection, buried, again=True)
     assert database.sql("SELECT count(*) FROM dead_letters WHERE topic LIKE '%.postgres.redo'") == [
-        (4,)
+        (5,)
     ]
 
 

@@ -60,6 +60,22 @@ def test_a_worker_that_was_overtaken_stores_nothing_and_ends(world: World) -> No
     assert stored(world, 10)()
 
 
+def test_a_database_that_was_made_anew_gets_everything_again(world: World) -> None:
+    world.post(n=10)
+    worker = world.start_worker("postgres")
+    wait_for(stored(world, 10), message=lambda: world.log_of(worker))
+    wait_for(lambda: caught_up(world))
+    world.sql("TRUNCATE records, offsets")
+    world.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
+        [f"headrace postgres {world.project}"],
+    )
+    world.post(ids=["late"])
+    assert worker.wait(60) == Exit.FENCED, world.log_of(worker)
+    another = world.start_worker("postgres")
+    wait_for(stored(world, 11), message=lambda: world.log_of(another))
+
+
 def test_positions_come_from_postgresql(world: World) -> None:
     """Kafka's copy may say what it likes."""
     world.post(n=10)

@@ -150,6 +150,25 @@ def test_redo_keeps_where_a_record_came_from(world):
     assert Lineage.unpack(header(loud)) == Lineage(was.revision, "r1", 3, 2, (), again)
 
 
+def test_what_is_too_large_for_the_dead_letters_is_left_out(worlds):
+    words = groups(words={})
+
+    def change(content):
+        words(content)
+        for topic in ("{stage}.dlt", "enriched.words"):
+            content["topics"][topic]["max_message_bytes"] = 50_000
+
+    world = worlds(change=change)
+    world.send(RAW, "post:reddit:large", b"[" + b"7," * 100_000)
+    world.post(n=20, texts=["x" * 40_000])  # together more than a batch may be
+    world.run("--only", "words")
+    (letter,) = world.read("words.dlt")
+    assert letter.key() == b"post:reddit:large"
+    assert letter.value() is None
+    assert "200018 bytes are left out" in text_of(letter, "exception.message")
+    assert len(world.read("enriched.words")) == 20
+
+
 def test_a_stage_that_answers_wrongly_is_named(world):
     """Too few outcomes, or none: only the record at fault is dead."""
     world.post(n=50, texts=["fine"])

@@ -1,5 +1,6 @@
 """Groups that wait or stop: they hold back nobody else, and say why."""
 
+import os
 import re
 import signal
 import urllib.error
@@ -56,7 +57,11 @@ def test_what_a_platform_leaves_out_is_named_and_no_failure(worlds):
     (folder / "reddit.yaml").write_text(
         "processing: {batch_processing: {words: {enabled: false}}}\n"
     )
-    (folder / "youtube.yaml").write_text("processing: {fast_mode: {skip_sentiment: true}}\n")
+    (folder / "youtube.yaml").write_text(
+        "processing:\n"
+        "  fast_mode: {skip_sentiment: true}\n"
+        "  batch_processing: {words: {batch_size: 4}}\n"
+    )
     world.post("reddit", n=5)
     world.post("youtube", n=6)
     result = world.command("run", "--mode", "fast", "--until-caught-up")
@@ -65,6 +70,8 @@ def test_what_a_platform_leaves_out_is_named_and_no_failure(worlds):
     assert "words: 6 ok" in result.stdout
     assert "shout: 5 ok" in result.stdout
     assert lag(world, "words") == 5
+    batches = [event["records"] for event in world.values("status") if event["group"] == "words"]
+    assert max(batches) <= 4 and sum(batches) == 6
     assert "shout: 6 ok" in world.command("run", "--mode", "full", "--until-caught-up").stdout
 
 
@@ -100,3 +107,14 @@ def test_a_stage_that_asks_to_wait_stays_a_member(worlds, tmp_path):
     wait_for(measured)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
+
+
+def test_a_group_may_yield_the_processor_to_others(worlds):
+    world = worlds(change=groups(words={"nice": 3}), platforms=("reddit",), partitions=1)
+    supervisor = world.start("run", "words")
+    wait_for(lambda: re.search(r"started worker=words pid=(\d+)", world.log_of(supervisor)))
+    pid = int(re.search(r"started worker=words pid=(\d+)", world.log_of(supervisor))[1])
+    own = os.getpriority(os.PRIO_PROCESS, supervisor.pid)
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, pid) == min(own + 3, 19))
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(60) == 0

@@ -104,8 +104,12 @@ def test_a_templated_output_that_cannot_be_is_named(tmp_path, writes, reads, mes
 def test_own_numbers_of_a_group_win_one_by_one(tmp_path):
     def change(content):
         content["groups"]["text"] |= {"batch": {"records": 7}, "dead_letters": {"share": 0.1}}
+        content["groups"]["entities"] |= {"nice": 0}
+        content["group_defaults"] |= {"nice": 4}
 
-    group = topology.load(settings_with(tmp_path, change)).group("text")
+    map_ = topology.load(settings_with(tmp_path, change))
+    assert [map_.group(name).nice for name in ("text", "entities", "sentiment")] == [4, 0, 5]
+    group = map_.group("text")
     assert (group.batch.records, group.batch.bytes) == (7, 4 * 2**20)
     assert (group.dead_letters.share, group.dead_letters.count) == (0.1, 1000)
 
