@@ -6,7 +6,8 @@
     commit  the marks are gone, and what was written is noted, to be compared once more
 
 A crash before the commit leaves the marks, so the same is written again. A write that was on its
-way meanwhile and lands late is found by the comparison.
+way meanwhile and lands late is found by the comparison, and so is what Weaviate lost in a crash of
+its own: it may forget what it took since its last start, as long as that is not in a segment.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ SELECT EXISTS (SELECT FROM search_collections WHERE state = 'building')
    AND NOT EXISTS (SELECT FROM generate_series(0, {marks.SHARDS - 1}) AS s (shard)
                    JOIN search_dirty d ON d.shard = s.shard AND d.rebuild)
 """
+_NEXT_WRITTEN = "SELECT id, record_ids FROM search_written WHERE id > %s ORDER BY id LIMIT 1"
 _OLD = """
 DELETE FROM search_written WHERE id IN (
   SELECT id FROM search_written WHERE written_at < now() - make_interval(secs => %s)
@@ -291,6 +293,17 @@ class SearchLoop:
         if apart:
             log.warning("Weaviate and PostgreSQL differ; marked again", records=len(apart))
 
+    def _recheck(self, connection: psycopg.Connection, client: WeaviateClient) -> None:
+        """Compare at once what was written lately: a killed Weaviate may have lost what it had
+        acknowledged since it started. The sweep looks once more when that is on its disk."""
+        last = 0
+        while row := connection.execute(_NEXT_WRITTEN, [last]).fetchone():
+            last, ids = row
+            apart = compare.differing(connection, client, self._settings, ids)
+            marks.mark(connection, apart)
+            if apart:
+                log.warning("Weaviate lost what it had taken; marked again", records=len(apart))
+
     # -- the servers
 
     def _connected(self) -> tuple[psycopg.Connection, WeaviateClient]:
@@ -307,6 +320,7 @@ class SearchLoop:
                 gone = collections.missing(self._connection, self._client)
                 compare.mark_all(self._connection, self._settings, {c.alias for c in gone})
             self._tidy(self._connection, self._client)
+            self._recheck(self._connection, self._client)
         return self._connection, self._client
 
     def _lost(self, error: Exception) -> None:
