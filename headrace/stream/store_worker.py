@@ -50,6 +50,16 @@ _GUILT = (
     AttributeError,
 )
 
+# Workers of this group whose transactions wait for their clients. No timeout of PostgreSQL's ends
+# a COPY that does.
+_END_FROZEN = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name = current_setting('application_name') AND usename = session_user
+  AND datname = current_database() AND pid <> pg_backend_pid() AND backend_xid IS NOT NULL
+  AND wait_event_type = 'Client'
+  AND state_change < now() - current_setting('lock_timeout')::interval
+"""
+
 
 class Batch(Protocol):
     """What a store read; `own` are the reasons of its own dead letters in it."""
@@ -232,7 +242,17 @@ class StoreLoop:
         if isinstance(error, psycopg.Error | ServerUnavailable) and postgres.passing(error):
             if postgres.lost(error):
                 self._disconnect()
+            elif isinstance(error, psycopg.errors.LockNotAvailable):
+                self._end_frozen()
             raise Retry(self._backoff.next(), f"PostgreSQL: {_line(error)}") from error
+
+    def _end_frozen(self) -> None:
+        """A worker that stands still inside a transaction keeps its locks, while what it read is
+        ours now: its session is ended, and it will find itself overtaken."""
+        assert self._connection is not None
+        with suppress(psycopg.Error):
+            if ended := self._connection.execute(_END_FROZEN).fetchall():
+                log.warning("ended the sessions of workers that stand still", sessions=len(ended))
 
     # -- the connection
 
