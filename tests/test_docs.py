@@ -73,12 +73,11 @@ def leaf(words: list[str]) -> tuple[list[str], click.Command, list[str]]:
         words = command.make_parser(context).parse_args(args=list(words))[1]
         if not words:
             break
-        name, words = words[0], words[1:]
-        found = command.get_command(context, name)
+        name, found, words = command.resolve_command(context, words)
         if found is None:
             raise click.UsageError(f"there is no command {name}")
         command = found
-        names.append(name)
+        names.append(str(found.name))
     return names, command, words
 
 

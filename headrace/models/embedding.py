@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.config import Embeddings
-from headrace.errors import ConfigError, HeadraceError
-from headrace.stream.stage import Pause, Retry
+from headrace.errors import ConfigError, HeadraceError, Pause, Retry
 from headrace.vectors import packed, space, unpacked
 
 if TYPE_CHECKING:

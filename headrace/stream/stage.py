@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from headrace.config import Settings
+from headrace.errors import Pause as Pause  # a stage may raise them
+from headrace.errors import Retry as Retry
 
 Kind = Literal["ok", "drop", "dead", "deleted", "deferred"]
 
@@ -67,22 +69,6 @@ def dead(reason: str) -> Outcome:
 def deferred(reason: str) -> Outcome:
     """Not now: the offset is committed, the record stays pending and comes back by redo."""
     return Outcome("deferred", reason=reason)
-
-
-class Retry(Exception):
-    """The batch could not be worked on now; try the same batch again after so many seconds."""
-
-    def __init__(self, after: float, reason: str = "") -> None:
-        super().__init__(reason or f"again in {after:g} s")
-        self.after = after
-
-
-class Pause(Exception):
-    """Nothing can be worked on until somebody acts (a budget is spent, say); the group waits."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
