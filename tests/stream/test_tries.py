@@ -21,14 +21,14 @@ def test_dead_letters_count_when_they_are_committed(worlds):
     group = world.topology.group("words")
     place = Place(
         world.settings,
-        world.topology,
-        group,
-        subscription(world.settings, world.topology, group),
-        0,
-        world.admin,
-        Metrics(world.settings, group.name),
-        Watchdog(),
-        lambda: False,
+        slot=0,
+        metrics=Metrics(world.settings, group.name),
+        watchdog=Watchdog(),
+        stopping=lambda: False,
+        topology=world.topology,
+        group=group,
+        topics=subscription(world.settings, world.topology, group),
+        admin=world.admin,
     )
     loop = stage_worker.build(place)
     loop.open()
