@@ -3,15 +3,20 @@ project's name, the ids of topics, and times."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from confluent_kafka import Message
 
+from headrace.stream.stage import Context, Record
 from headrace.stream.wire import HEADER, Lineage
 from tests.world import World
 
 Tables = dict[str, list[tuple[Any, ...]]]  # rows by table
+Values = Mapping[str, Mapping[str, Any]]  # records as published, by id
 
 QUERIES = {
     "records": """
@@ -88,3 +93,23 @@ def _origin(letter: Message) -> str:
     said: Any = dict(letter.headers() or [])
     place = [said[f"__connect.errors.{name}"].decode() for name in ("topic", "partition", "offset")]
     return ":".join(place)
+
+
+def outcomes_of(world: World, values: Values) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """What each stage says of each record, asked in this process: (outcome, reason, result)."""
+    said = {}
+    records = [
+        Record(name, value["kind"], value["platform"], value) for name, value in values.items()
+    ]
+    for group in world.topology.stages():
+        context = Context(world.settings, group.short, group.options)
+        process = import_module(group.module).build(context)
+        for record, outcome in zip(records, process(records), strict=True):
+            result = json.loads(json.dumps(outcome.result))
+            said[record.id, group.short] = (outcome.kind, outcome.reason, result)
+    return said
+
+
+def stored(world: World) -> dict[tuple[str, str], tuple[Any, ...]]:
+    query = "SELECT record_id, stage, outcome, reason, result FROM outcomes"
+    return {(record, stage): tuple(rest) for record, stage, *rest in world.sql(query)}
