@@ -28,6 +28,19 @@ from tests.world import World
 SESSION = {"consumer.session.timeout.ms": "3000", "consumer.heartbeat.interval.ms": "500"}
 
 
+def always_on(content: dict[str, Any]) -> None:
+    """Leaves out the groups with a schedule, which `run` does not start, and the projector."""
+    groups = content["groups"]
+    later = [name for name, group in groups.items() if "when" in group]
+    later += [name for name, group in groups.items() if group["kind"] == "projector"]
+    for name in later:
+        written = groups.pop(name).get("writes")
+        content["topics"].pop(written, None)
+    for mode, names in content["modes"].items():
+        if names != "all":
+            content["modes"][mode] = [name for name in names if name not in later]
+
+
 def two_members_each(content: dict[str, Any]) -> None:
     """For `worlds(change=…)`."""
     content["group_defaults"]["workers"] = 2

@@ -61,7 +61,13 @@ class Telling:
 @pytest.fixture(scope="module")
 def undisturbed(kafka: str, postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Tables:
     """The final tables where nothing happened."""
-    world = World(tmp_path_factory.mktemp("undisturbed"), kafka, postgres, flags=FLAGS)
+    world = World(
+        tmp_path_factory.mktemp("undisturbed"),
+        kafka,
+        postgres,
+        flags=FLAGS,
+        change=running.always_on,
+    )
     try:
         Telling(world).rest()
         world.run()
@@ -125,7 +131,7 @@ def own_servers(
 ) -> Iterator[tuple[World, LocalServer, LocalServer]]:
     """A world on servers that may be killed."""
     broker, database = local_server("kafka"), local_server("postgres")
-    world = World(tmp_path, broker.address, database.address, flags=FLAGS)
+    world = World(tmp_path, broker.address, database.address, flags=FLAGS, change=running.always_on)
     try:
         yield world.apply(), broker, database
     finally:
