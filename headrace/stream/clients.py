@@ -61,6 +61,15 @@ _MOVED = frozenset(
     }
 )
 
+# A broker that has just come back has yet to read what groups committed.
+_COORDINATOR_COMES = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+
 
 class KafkaUnavailable(ServerUnavailable, KafkaException):
     """The broker does not answer: one line for people, and still the KafkaException it was."""
@@ -335,9 +344,20 @@ class Admin:
         asked = [TopicPartition(*partition) for partition in partitions]
         if not asked:
             return {}
-        with self._asking(), self._lock:
-            # Not AdminClient.list_consumer_group_offsets: it crashes when a coordinator moves.
-            answers = self._looker(group).committed(asked, timeout=TIMEOUT)
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                with self._asking(), self._lock:
+                    return self._committed(group, asked)
+            except KafkaException as error:
+                code = error.args[0].code() if error.args else None
+                if code not in _COORDINATOR_COMES or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _committed(self, group: str, asked: list[TopicPartition]) -> dict[Partition, int]:
+        # Not AdminClient.list_consumer_group_offsets: it crashes when a coordinator moves.
+        answers = self._looker(group).committed(asked, timeout=TIMEOUT)
         for answer in answers:
             if answer.error is not None:
                 raise KafkaException(answer.error)
