@@ -1,0 +1,20 @@
+"""What was forgotten: the audit, without content."""
+
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+TABLES = """
+"""
+
+COMMENTS: dict[str, str] = {}
+
+
+def upgrade() -> None:
+    execute = op.get_bind().exec_driver_sql
+    if TABLES.strip():
+        execute(TABLES)
+    for name, text in COMMENTS.items():
+        quoted = text.replace("'", "''")
+        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
