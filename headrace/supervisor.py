@@ -104,15 +104,16 @@ class Supervisor:
         self._left: dict[str, int] = {}
         self._looks = 0  # in a row that found nothing left for whoever may run
         self._ended = threading.Event()
+        self._signals = Signals()
+        self._signals.on_second = self._kill
 
     def run(self) -> Report:
-        """Returns when everything is caught up (if asked for) or after a signal."""
+        """Returns when everything is caught up (if asked for), after a signal or `stop`. In
+        another thread than the main one signals are left alone."""
         began = time.monotonic()
         code: int | None = None
         waiting: dict[str, str] = {}
-        signals = Signals()
-        signals.on_second = self._kill
-        with signals:
+        with self._signals as signals:
             if self._until_caught_up:
                 threading.Thread(target=self._look, name="lookout", daemon=True).start()
             try:
@@ -130,6 +131,10 @@ class Supervisor:
                 self._ended.set()
                 self._drain()
         return Report(code or Exit.DONE, time.monotonic() - began, self._counts, waiting)
+
+    def stop(self) -> None:
+        """Ends `run` in another thread, as a signal does: every worker finishes its batch."""
+        self._signals.stop()
 
     # -- processes
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import NoReturn, get_args
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 import click
 
@@ -22,6 +22,9 @@ from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import remaining
 from headrace.stream.topology import Group, Projector, Topic, Topology
+
+if TYPE_CHECKING:
+    from headrace.supervisor import Supervisor
 
 _PR_SET_PDEATHSIG = 1
 
@@ -52,32 +55,16 @@ def run(
     A named stage brings the store groups that keep its results. With --until-caught-up the exit
     status is 0 when nothing is left, and 3 when some groups have work that they cannot do.
     """
-    from headrace.supervisor import Supervisor
-
     settings = _in_mode(load(), mode)
-    topology = topologies.load(settings)
-    chosen = choose(topology, groups, settings.processing.mode, only)
-    projectors, waits = choose_projectors(settings, topology, groups)
-    for line in waits:
-        click.echo(line)
-    if not chosen and not projectors:
+    supervisor = supervised(
+        settings, groups, workers=workers, until_caught_up=until_caught_up, only=only
+    )
+    if supervisor is None:
         click.echo(f"mode {settings.processing.mode} runs no group")
         return Exit.DONE
-    _prepare(settings, chosen, tables=bool(projectors))
-    read = {group.short: subscription(settings, topology, group) for group in chosen}
-    for line in _left_out(settings, topology, chosen):
-        click.echo(line)
-    report = Supervisor(
-        settings,
-        topology,
-        chosen,
-        read,
-        projectors=projectors,
-        workers=workers,
-        until_caught_up=until_caught_up,
-    ).run()
-    for short in [group.short for group in chosen] + [p.short for p in projectors]:
-        numbers = {name: n for name, n in report.counts[short].items() if n}
+    report = supervisor.run()
+    for short, counts in report.counts.items():
+        numbers = {name: n for name, n in counts.items() if n}
         shown = ", ".join(f"{n:,} {name}" for name, n in numbers.items())
         click.echo(f"  {short}: {shown or 'nothing to do'}")
     for name, reason in report.waiting.items():
@@ -205,6 +192,41 @@ def _project(
         slot=slot,
         report=report,
         finished=lambda: until_caught_up and marks.left(settings) == 0,
+    )
+
+
+def supervised(
+    settings: Settings,
+    groups: Sequence[str],
+    *,
+    workers: int | None = None,
+    until_caught_up: bool = False,
+    only: bool = False,
+    say: Callable[[str], object] = click.echo,
+) -> Supervisor | None:
+    """What `headrace run` runs, not yet started, with its topics and tables made; None where the
+    mode runs no group. `say` hears who waits by somebody's choice."""
+    from headrace.supervisor import Supervisor
+
+    topology = topologies.load(settings)
+    chosen = choose(topology, groups, settings.processing.mode, only)
+    projectors, waits = choose_projectors(settings, topology, groups)
+    for line in waits:
+        say(line)
+    if not chosen and not projectors:
+        return None
+    _prepare(settings, chosen, tables=bool(projectors))
+    read = {group.short: subscription(settings, topology, group) for group in chosen}
+    for line in _left_out(settings, topology, chosen):
+        say(line)
+    return Supervisor(
+        settings,
+        topology,
+        chosen,
+        read,
+        projectors=projectors,
+        workers=workers,
+        until_caught_up=until_caught_up,
     )
 
 
