@@ -55,7 +55,7 @@ def run(
     A named stage brings the store groups that keep its results. With --until-caught-up the exit
     status is 0 when nothing is left, and 3 when some groups have work that they cannot do.
     """
-    settings = _in_mode(load(), mode)
+    settings = in_mode(load(), mode)
     supervisor = supervised(
         settings, groups, workers=workers, until_caught_up=until_caught_up, only=only
     )
@@ -102,7 +102,7 @@ def worker(
         parent, _, pipe = supervisor.partition(":")
         _die_with(int(parent))
         report = reporter(int(pipe))
-    settings = _in_mode(load(), mode)
+    settings = in_mode(load(), mode)
     topology = topologies.load(settings)
     projector = topology.projector(group)
     if projector is not None:
@@ -248,7 +248,7 @@ def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = Fals
         migrate.upgrade(settings)
 
 
-def _in_mode(settings: Settings, mode: Mode | None) -> Settings:
+def in_mode(settings: Settings, mode: Mode | None) -> Settings:
     if mode is None:
         return settings
     processing = settings.processing.model_copy(update={"mode": mode})
