@@ -125,12 +125,33 @@ class Projector:
         return self.short
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work on the whole corpus inside PostgreSQL, now and then (see `headrace.jobs`)."""
+
+    short: str
+    name: str
+    module: str
+    description: str
+    when: Schedule
+    version: str
+
+    @property
+    def application(self) -> str:
+        """How a run of it calls itself in PostgreSQL."""
+        return f"headrace {self.name}"
+
+    def __str__(self) -> str:
+        return self.short
+
+
 @dataclass(frozen=True)
 class Topology:
     project: str
     topics: dict[str, Topic]  # by short name
     groups: dict[str, Group]  # by short name, in the order of topics.yaml
     projectors: dict[str, Projector]
+    jobs: dict[str, Job]
     modes: dict[str, tuple[str, ...]]
     platforms: tuple[str, ...]
     default_batch: Batch
@@ -140,13 +161,17 @@ class Topology:
         """A group by its name, with or without the project's prefix."""
         found = self.groups.get(short) or self.groups.get(short.removeprefix(f"{self.project}."))
         if found is None:
-            known = ", ".join([*self.groups, *self.projectors])
+            known = ", ".join([*self.groups, *self.projectors, *self.jobs])
             raise HeadraceError(f"group {short} is not known; there are: {known}")
         return found
 
     def projector(self, short: str) -> Projector | None:
         """A projector by its name, with or without the project's prefix; None if it is none."""
         return self.projectors.get(short.removeprefix(f"{self.project}."))
+
+    def job(self, short: str) -> Job | None:
+        """A job by its name, with or without the project's prefix; None if it is none."""
+        return self.jobs.get(short.removeprefix(f"{self.project}."))
 
     def topic(self, short: str) -> Topic:
         if short not in self.topics:
@@ -207,8 +232,12 @@ class Topology:
         members = self._members(name)
         return tuple(self.projectors[short] for short in members if short in self.projectors)
 
+    def jobs_of(self, name: Mode | None) -> tuple[Job, ...]:
+        """The jobs that a mode runs."""
+        return tuple(self.jobs[short] for short in self._members(name) if short in self.jobs)
+
     def _members(self, name: Mode | None) -> tuple[str, ...]:
-        return self.modes.get(name or "full", (*self.groups, *self.projectors))
+        return self.modes.get(name or "full", (*self.groups, *self.projectors, *self.jobs))
 
     def subscription(
         self, group: Group | str, settings: Settings, platforms: Mapping[str, Platform]
@@ -353,7 +382,7 @@ class _GroupDefaults(Section):
 
 class _Group(_GroupDefaults):
     description: str
-    kind: Literal["stage", "store", "projector"]
+    kind: Literal["stage", "store", "projector", "job"]
     module: str
     reads: tuple[str, ...] = ()
     writes: str | None = None
@@ -374,6 +403,7 @@ class _File(Section):
 
 _BATCH = Batch(records=2000, bytes=4 * 2**20, milliseconds=200)
 _LIMITS = DeadLetterLimits(count=1000, share=0.5, of_at_least=200)
+_OF_KAFKA = ("stage", "store")  # kinds that are consumer groups
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,39}$")
 
 
@@ -387,7 +417,7 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
     project = settings.project
     fillings = {
         "platform": platforms,
-        "group": tuple(name for name, group in file.groups.items() if group.kind != "projector"),
+        "group": tuple(name for name, group in file.groups.items() if group.kind in _OF_KAFKA),
         "stage": tuple(name for name, group in file.groups.items() if group.kind == "stage"),
     }
     topics: dict[str, Topic] = {}
@@ -399,16 +429,21 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
     groups = {
         name: _group(document, file, project, name, topics, platforms)
         for name, written in file.groups.items()
-        if written.kind != "projector"
+        if written.kind in _OF_KAFKA
     }
     projectors = {
         name: _projector(document, file, project, name)
         for name, written in file.groups.items()
         if written.kind == "projector"
     }
+    jobs = {
+        name: _job(document, file, project, name)
+        for name, written in file.groups.items()
+        if written.kind == "job"
+    }
     _check_graph(document, groups)
     modes = {
-        str(mode): (*groups, *projectors) if members == "all" else tuple(members)
+        str(mode): (*groups, *projectors, *jobs) if members == "all" else tuple(members)
         for mode, members in file.modes.items()
     }
     for mode, members in modes.items():
@@ -417,7 +452,9 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
                 raise document.error(("modes", mode), f"there is no group {member}")
     by_name = {topic.name: topic for topic in topics.values()}
     default_batch = Batch(**(_given(_BATCH) | _given(file.group_defaults.batch)))
-    return Topology(project, topics, groups, projectors, modes, platforms, default_batch, by_name)
+    return Topology(
+        project, topics, groups, projectors, jobs, modes, platforms, default_batch, by_name
+    )
 
 
 def _fill(
@@ -471,7 +508,7 @@ def _group(
         if not getattr(written, key):
             raise document.error((*at, key), "is required")
     assert written.version is not None and written.rank is not None
-    assert written.kind != "projector"
+    assert written.kind == "stage" or written.kind == "store"
 
     def named(short: str, key: str) -> Topic:
         if short not in topics:
@@ -544,6 +581,27 @@ def _projector(document: yamlfile.Document, file: _File, project: str, name: str
         description=written.description,
         batch=Batch(**(_given(_BATCH) | _given(defaults.batch) | _given(written.batch))),
         workers=written.workers or defaults.workers or 1,
+    )
+
+
+def _job(document: yamlfile.Document, file: _File, project: str, name: str) -> Job:
+    written = file.groups[name]
+    for key in ("reads", "writes", "rank", "batch", "workers", "nice", "dead_letters"):
+        if key in written.model_fields_set:
+            raise document.error((*("groups", name), key), "a job works on all of PostgreSQL")
+    for key in ("version", "when"):
+        if not getattr(written, key):
+            raise document.error((*("groups", name), key), "is required")
+    when = schedule.parse(str(written.when))
+    if when.always:
+        raise document.error((*("groups", name), "when"), "a job runs now and then, not always")
+    return Job(
+        short=name,
+        name=f"{project}.{name}",
+        module=written.module,
+        description=written.description,
+        when=when,
+        version=str(written.version),
     )
 
 
