@@ -36,6 +36,8 @@ COMMANDS = {
     "progress": ("headrace.backlog.commands:progress", "How far a run has come"),
     "wait": ("headrace.backlog.commands:wait", "Wait until a run has reached the stores"),
     "coverage": ("headrace.backlog.commands:coverage", "Which share of the records is done"),
+    "job": ("headrace.jobs.commands:job", "Jobs over the whole corpus: list, run"),
+    "gates": ("headrace.gates.commands:gates", "Whether what is stored is as good as it should be"),
     "trace": ("headrace.backlog.commands:trace", "Everything that is known of one record"),
     "doctor": ("headrace.backlog.commands:doctor", "What is wrong, and what to do about it"),
     "search": ("headrace.search.commands:search", "Search the records by words and by meaning"),

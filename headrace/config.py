@@ -124,6 +124,26 @@ class Search(Section):
     semantic_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a hybrid search's score
 
 
+class Jobs(Section):
+    statement_timeout: str = "2h"  # of each query of a job
+
+
+class Metrics(Section):
+    top: Positive = 20  # entities and communities that are named, per platform and over all
+    languages: Positive = 50
+    days: Positive = 92  # records by day: the latest days that have any
+    weeks: Positive = 104
+
+
+class Gates(Section):
+    required: tuple[str, ...] = ("text",)  # fields of every record, besides its platform's own
+    required_share: Annotated[float, Field(ge=0, le=1)] = 0.99
+    entity_confidence: Annotated[float, Field(ge=0, le=1)] = 0.8  # the mean is above it
+    sentiment_coverage: Annotated[float, Field(ge=0, le=1)] = 0.95  # is above it
+    metrics_hours: Annotated[float, Field(gt=0)] = 26.0  # figures older than that are not current
+    settle_minutes: Annotated[float, Field(ge=0)] = 60.0  # an outcome waits so long for its record
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else JSON lines
@@ -148,6 +168,9 @@ class Settings(Section):
     sentiment: Sentiment = Sentiment()
     embeddings: Embeddings = Embeddings()
     search: Search = Search()
+    jobs: Jobs = Jobs()
+    metrics: Metrics = Metrics()
+    gates: Gates = Gates()
     log: Log = Log()
 
     def path(self, name: Literal["topics", "schemas", "platforms", "dictionaries"]) -> Path:

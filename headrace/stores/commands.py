@@ -33,7 +33,8 @@ _WIDE = 10_000  # characters, where nobody's terminal ends the line
 def sql(load: Callable[[], Settings], query: str, form: str) -> None:
     """Ask the database (`-` reads the query from standard input). Nothing can be changed by it.
 
-    Views: posts, entities, communities, record_status, coverage, platform_metrics.
+    Views: posts, entities, communities, record_status, coverage, platform_metrics,
+    metrics_current, metrics_history.
     """
     settings = load()
     if query == "-":

@@ -20,6 +20,8 @@ class StageRow:
 
 
 NAMES = (
+    "metrics_current",
+    "metrics_history",
     "platform_metrics",
     "coverage",
     "communities",
@@ -95,11 +97,25 @@ JOIN dim_platform p ON p.id = s.platform_id
 GROUP BY p.name, s.stage
 """
 
+METRICS_HISTORY = """
+CREATE VIEW metrics_history AS
+SELECT m.*, j.version, j.watermark, c.run IS NOT NULL AS current
+FROM metrics m
+JOIN job_runs j ON j.id = m.run
+LEFT JOIN job_current c ON c.job = j.job AND c.run = m.run
+"""
+
+METRICS_CURRENT = """
+CREATE VIEW metrics_current AS
+SELECT m.* FROM metrics m JOIN job_current c ON c.run = m.run
+"""
+
 
 def statements(stages: Sequence[StageRow], coverage_level: float) -> list[str]:
     """CREATE VIEW and COMMENT statements, in the order they need each other."""
     made = [STAGE_STATUS, SERVED, _record_status(stages), _posts(stages), ENTITIES]
     made += [_communities(stages), COVERAGE, _platform_metrics(stages, coverage_level)]
+    made += [METRICS_HISTORY, METRICS_CURRENT]
     facets = {stage.facet for stage in stages}
     for name, comment in _comments(coverage_level).items():
         if name == "posts.sentiment_stale" and "sentiment" not in facets:
@@ -324,6 +340,11 @@ def _comments(level: float) -> dict[str, str]:
             f"early; fast: every quick stage covers {level:.0%}; full: every stage does"
         ),
         "platform_metrics.engagement": "Sum of likes, comments, shares, score and reactions",
+        "metrics_history": "Figures of every run of the job metrics, a row a platform",
+        "metrics_history.platform": "Empty: all platforms together",
+        "metrics_history.current": "Of the run to be read: the newest watermark",
+        "metrics_current": "The figures to be read: those of the job metrics' newest watermark",
+        "metrics_current.platform": "Empty: all platforms together",
         "platform_metrics.last_updated": "When a record or outcome behind the figures last came",
     }
 
