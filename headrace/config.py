@@ -13,8 +13,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from headrace import yamlfile
 from headrace.errors import ConfigError
@@ -81,6 +82,42 @@ class Processing(Section):
     coverage_level: Annotated[float, Field(gt=0, le=1)] = 0.95
     metrics_port: int | None = None  # health and Prometheus metrics of a worker; 0: a free one
     metrics_host: str = "127.0.0.1"
+
+
+class Scheduler(Section):
+    zone: str = "UTC"  # whose clock the schedules go by, such as Europe/Berlin
+    look_seconds: Seconds = 5.0  # between two looks of the scheduler, and of workers that wait
+    patience: str = "6 hours"  # a window waits so long for those of the groups that it reads from
+    margin: str = "1 day"  # to work in, that topics keep what they hold beyond the longest rest
+
+    @field_validator("zone")
+    @classmethod
+    def _is_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f'"{value}" is no time zone; write it like Europe/Berlin') from None
+        return value
+
+    @field_validator("patience", "margin")
+    @classmethod
+    def _is_duration(cls, value: str) -> str:
+        from headrace import schedule  # here: a command that starts has no use for it
+
+        schedule.duration_ms(value)
+        return value
+
+    @property
+    def patience_ms(self) -> int:
+        from headrace import schedule
+
+        return schedule.duration_ms(self.patience)
+
+    @property
+    def margin_ms(self) -> int:
+        from headrace import schedule
+
+        return schedule.duration_ms(self.margin)
 
 
 class Publishing(Section):
@@ -163,6 +200,7 @@ class Settings(Section):
     weaviate: Weaviate = Weaviate()
     servers: Servers = Servers()
     processing: Processing = Processing()
+    scheduler: Scheduler = Scheduler()
     publishing: Publishing = Publishing()
     entities: Entities = Entities()
     sentiment: Sentiment = Sentiment()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from croniter import croniter
+from croniter.croniter import CroniterBadDateError
 
 DAY_MS = 86_400_000
 _UNITS = {"second": 1000, "minute": 60_000, "hour": 3_600_000, "day": DAY_MS, "week": 7 * DAY_MS}
@@ -78,6 +80,72 @@ def parse(text: str) -> Schedule:
     raise ValueError(
         f'"{text}" is no schedule; write always, cron "0 2 * * *" or lag >= 1000 or 7 days'
     )
+
+
+def last_due(when: Schedule, now: datetime, zone: str = "UTC") -> datetime | None:
+    """The latest moment up to `now` (aware) at which `when` was due by the clock of `zone`; UTC.
+
+    None for what does not go by the clock, or never was due.
+    """
+    if when.cron is None:
+        return None
+    clock = ZoneInfo(zone)
+    # Only where the clock was set lately can an earlier hour of it have come later.
+    start = _wall(now, clock) + _shift(now, clock) + timedelta(seconds=1)
+    times = croniter(when.cron, start)
+    try:
+        while (due := _moment(times.get_prev(datetime), clock)) > now:
+            pass
+    except CroniterBadDateError:
+        return None
+    return due
+
+
+def next_due(when: Schedule, after: datetime, zone: str = "UTC") -> datetime | None:
+    """The first moment later than `after` (aware) at which `when` is due by the clock; UTC."""
+    if when.cron is None:
+        return None
+    clock = ZoneInfo(zone)
+    times = croniter(when.cron, _wall(after, clock) - _shift(after, clock) - timedelta(seconds=1))
+    try:
+        while (due := _moment(times.get_next(datetime), clock)) <= after:
+            pass
+    except CroniterBadDateError:
+        return None
+    return due
+
+
+def _wall(moment: datetime, clock: ZoneInfo) -> datetime:
+    """What the clock on the wall shows, in whole seconds."""
+    return moment.astimezone(clock).replace(tzinfo=None, microsecond=0)
+
+
+def _moment(wall: datetime, clock: ZoneInfo) -> datetime:
+    """When the clock on the wall shows this: the first time of two; where it never does, since it
+    is set forward over it, the moment at which it is set. So no order is ever turned round."""
+    first = wall.replace(tzinfo=clock).astimezone(UTC)
+    if _wall(first, clock) == wall:
+        return first
+    low = wall.replace(tzinfo=clock, fold=1).astimezone(UTC)  # before it is set; `first` is after
+    before = low.astimezone(clock).utcoffset()
+    high = first
+    while high - low > timedelta(seconds=1):
+        middle = (low + (high - low) / 2).replace(microsecond=0)
+        if middle.astimezone(clock).utcoffset() == before:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _shift(moment: datetime, clock: ZoneInfo) -> timedelta:
+    """By how much the clock is set within a day of a moment."""
+    day = timedelta(days=1)
+    offsets = [
+        (moment + away).astimezone(clock).utcoffset() or timedelta()
+        for away in (-day, timedelta(), day)
+    ]
+    return max(offsets) - min(offsets)
 
 
 def _longest_gap_ms(cron: str) -> int:

@@ -17,6 +17,7 @@ class Exit(IntEnum):
     LIMIT = 4  # too many dead letters: not started again
     FENCED = 5  # another took over: started again as a newcomer
     STUCK = 6  # a step hung past its deadline: started again
+    RESTS = 7  # a scheduled group: nothing is due, or something else than before
 
 
 class Fenced(Exception):

@@ -25,6 +25,10 @@ class Signals:
     def stopping(self) -> bool:
         return self._stop.is_set()
 
+    def wait(self, seconds: float) -> bool:
+        """Waits so long, or until a first signal; whether there was one."""
+        return self._stop.wait(seconds)
+
     def stop(self) -> None:
         """As a first signal would."""
         self._stop.set()

@@ -21,7 +21,6 @@ from headrace.stream.topology import Topic, Topology
 CLEANUP, RETENTION, SIZE = "cleanup.policy", "retention.ms", "retention.bytes"
 TIMESTAMPS, MAX_BYTES = "message.timestamp.type", "max.message.bytes"
 _TIMESTAMPS = {"append": "LogAppendTime", "create": "CreateTime"}
-_MARGIN_MS = DAY_MS  # time to work in once a schedule has come round
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def plan(
     needs, or lets raw topics expire.
     """
     wanted = wanted or topology.load(settings)
-    check(wanted, platform_files.load(settings))
+    check(wanted, platform_files.load(settings), settings.scheduler.margin_ms)
     there = admin.topics()
     create = tuple(topic for topic in wanted.topics.values() if topic.name not in there)
     present = {topic.name: topic for topic in wanted.topics.values() if topic.name in there}
@@ -136,7 +135,7 @@ def ensure(
     there = admin.topics()
     missing = tuple(topic for topic in wanted.topics.values() if topic.name not in there)
     if missing:
-        check(wanted, platform_files.load(settings))
+        check(wanted, platform_files.load(settings), settings.scheduler.margin_ms)
         admin.create(Wanted(topic.name, topic.partitions, config(topic)) for topic in missing)
     return missing
 
@@ -157,8 +156,11 @@ def kept(topic: Topic) -> str:
     return "newest by key" if topic.cleanup == "compact" else duration_text(topic.retention_ms)
 
 
-def check(wanted: Topology, platforms: Mapping[str, Platform]) -> None:
-    """Raises ConfigError where a topic would be emptied before its readers come to it."""
+def check(
+    wanted: Topology, platforms: Mapping[str, Platform], margin_ms: int = DAY_MS
+) -> None:
+    """Raises ConfigError where a topic would be emptied before its readers come to it, and have had
+    `margin_ms` to work."""
     wanted.check_platforms(platforms)
     for topic in wanted.topics.values():
         if topic.cleanup == "compact" and topic.retention_ms >= 0:
@@ -168,7 +170,7 @@ def check(wanted: Topology, platforms: Mapping[str, Platform]) -> None:
                 f"topics.yaml: {topic.short}: raw topics never expire; compact them, "
                 "or keep them forever"
             )
-        needed, why = needed_retention(wanted, topic, platforms)
+        needed, why = needed_retention(wanted, topic, platforms, margin_ms)
         if topic.retention_ms >= 0 and (needed < 0 or topic.retention_ms < needed):
             raise ConfigError(
                 f"topics.yaml: {topic.short}: retention {duration_text(topic.retention_ms)} is "
@@ -177,7 +179,10 @@ def check(wanted: Topology, platforms: Mapping[str, Platform]) -> None:
 
 
 def needed_retention(
-    wanted: Topology, topic: Topic, platforms: Mapping[str, Platform]
+    wanted: Topology,
+    topic: Topic,
+    platforms: Mapping[str, Platform],
+    margin_ms: int = DAY_MS,
 ) -> tuple[int, str]:
     """How long a topic must keep its messages for its slowest reader: milliseconds (-1: for ever)
     and who that is ("group sentiment, cron …")."""
@@ -190,8 +195,8 @@ def needed_retention(
             reader = f"group {group} ({when.text}{f' on {platform}' if platform else ''})"
             if longest is None:
                 return -1, reader
-            if not when.always and longest + _MARGIN_MS > needed:
-                needed, why = longest + _MARGIN_MS, reader
+            if not when.always and longest + margin_ms > needed:
+                needed, why = longest + margin_ms, reader
     return needed, why
 
 

@@ -145,6 +145,21 @@ class Job:
         return self.short
 
 
+@dataclass(frozen=True, slots=True)
+class App:
+    """A group of Kafka's that runs itself: it reads topics, commits as it likes, and nothing waits
+    for it. It has no redo topic and no dead letters."""
+
+    short: str
+    name: str
+    module: str
+    description: str
+    reads: tuple[Topic, ...]
+
+    def __str__(self) -> str:
+        return self.short
+
+
 @dataclass(frozen=True)
 class Topology:
     project: str
@@ -152,6 +167,7 @@ class Topology:
     groups: dict[str, Group]  # by short name, in the order of topics.yaml
     projectors: dict[str, Projector]
     jobs: dict[str, Job]
+    apps: dict[str, App]
     modes: dict[str, tuple[str, ...]]
     platforms: tuple[str, ...]
     default_batch: Batch
@@ -161,7 +177,7 @@ class Topology:
         """A group by its name, with or without the project's prefix."""
         found = self.groups.get(short) or self.groups.get(short.removeprefix(f"{self.project}."))
         if found is None:
-            known = ", ".join([*self.groups, *self.projectors, *self.jobs])
+            known = ", ".join([*self.groups, *self.projectors, *self.jobs, *self.apps])
             raise HeadraceError(f"group {short} is not known; there are: {known}")
         return found
 
@@ -172,6 +188,10 @@ class Topology:
     def job(self, short: str) -> Job | None:
         """A job by its name, with or without the project's prefix; None if it is none."""
         return self.jobs.get(short.removeprefix(f"{self.project}."))
+
+    def app(self, short: str) -> App | None:
+        """An app by its name, with or without the project's prefix; None if it is none."""
+        return self.apps.get(short.removeprefix(f"{self.project}."))
 
     def topic(self, short: str) -> Topic:
         if short not in self.topics:
@@ -248,15 +268,29 @@ class Topology:
         return [topic for topic in group.reads if topic.short not in out]
 
     def left_out(
-        self, group: Group | str, settings: Settings, platforms: Mapping[str, Platform]
+        self,
+        group: Group | str,
+        settings: Settings,
+        platforms: Mapping[str, Platform],
+        *,
+        windows: bool = False,
     ) -> dict[str, LeftOut]:
         """The topics (short names) that a group leaves unread for now, and their state.
 
         DISABLED: `batch_processing.<group>.enabled: false`. SCHEDULED: fast mode and a `skip_*`
-        that means this group. The topic's lag stands meanwhile.
+        that means this group; and, unless `windows` are looked at elsewhere, topics with a schedule
+        of a group that reads others always. The topic's lag stands meanwhile.
         """
         group = self.group(group) if isinstance(group, str) else group
         out: dict[str, LeftOut] = {}
+        if not windows:
+            rests = [
+                topic
+                for topic in group.reads
+                if not self.schedule(group, topic.platform, platforms).always
+            ]
+            if len(rests) < len(group.reads):
+                out = {topic.short: "SCHEDULED" for topic in rests}
         for topic in group.reads:
             platform = platforms.get(topic.platform) if topic.platform else None
             if platform is None:
@@ -294,6 +328,13 @@ class Topology:
             if own is not None and own.schedule is not None:
                 found[name] = schedule.parse(own.schedule)
         return found
+
+    def schedule(
+        self, group: Group, platform: str | None, platforms: Mapping[str, Platform]
+    ) -> Schedule:
+        """When a group reads the topics of one platform (None: those of no platform)."""
+        found = self.schedules(group, platforms)
+        return found.get(platform, found[None])
 
     def check_platforms(self, platforms: Mapping[str, Platform]) -> None:
         """Raises ConfigError where a platform's batch_processing names a group that is none."""
@@ -382,7 +423,7 @@ class _GroupDefaults(Section):
 
 class _Group(_GroupDefaults):
     description: str
-    kind: Literal["stage", "store", "projector", "job"]
+    kind: Literal["stage", "store", "projector", "job", "app"]
     module: str
     reads: tuple[str, ...] = ()
     writes: str | None = None
@@ -441,6 +482,11 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
         for name, written in file.groups.items()
         if written.kind == "job"
     }
+    apps = {
+        name: _app(document, file, project, name, topics)
+        for name, written in file.groups.items()
+        if written.kind == "app"
+    }
     _check_graph(document, groups)
     modes = {
         str(mode): (*groups, *projectors, *jobs) if members == "all" else tuple(members)
@@ -450,10 +496,12 @@ def _build(document: yamlfile.Document, settings: Settings, platforms: tuple[str
         for member in members:
             if member not in file.groups:
                 raise document.error(("modes", mode), f"there is no group {member}")
+            if member in apps:
+                raise document.error(("modes", mode), f"{member} runs in every mode")
     by_name = {topic.name: topic for topic in topics.values()}
     default_batch = Batch(**(_given(_BATCH) | _given(file.group_defaults.batch)))
     return Topology(
-        project, topics, groups, projectors, jobs, modes, platforms, default_batch, by_name
+        project, topics, groups, projectors, jobs, apps, modes, platforms, default_batch, by_name
     )
 
 
@@ -603,6 +651,21 @@ def _job(document: yamlfile.Document, file: _File, project: str, name: str) -> J
         when=when,
         version=str(written.version),
     )
+
+
+def _app(
+    document: yamlfile.Document, file: _File, project: str, name: str, topics: Mapping[str, Topic]
+) -> App:
+    at, written = ("groups", name), file.groups[name]
+    for key in sorted(written.model_fields_set - {"description", "kind", "module", "reads"}):
+        raise document.error((*at, key), "an app runs itself: it is told what it reads only")
+    if not written.reads:
+        raise document.error((*at, "reads"), "is required")
+    for index, short in enumerate(written.reads):
+        if short not in topics:
+            raise document.error((*at, "reads", index), f"there is no topic {short}")
+    reads = tuple(topics[short] for short in written.reads)
+    return App(name, f"{project}.{name}", written.module, written.description, reads)
 
 
 def _given(values: Batch | DeadLetterLimits | Section) -> dict[str, Any]:

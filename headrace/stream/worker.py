@@ -94,6 +94,8 @@ def run(
     slot: int | None = None,
     report: Callable[[dict[str, object]], None] = lambda event: None,
     finished: Callable[[clients.Admin], bool] = lambda admin: False,
+    leaving: Callable[[], bool] = lambda: False,
+    signals: Signals | None = None,
 ) -> Exit:
     """`serve` for a group of Kafka's; `finished` is given a client to ask with."""
     admin: clients.Admin | None = None
@@ -126,6 +128,8 @@ def run(
         slot=slot,
         report=report,
         finished=lambda: finished(asked()),
+        leaving=leaving,
+        signals=signals,
     )
 
 
@@ -138,13 +142,16 @@ def serve(
     slot: int | None = None,
     report: Callable[[dict[str, object]], None] = lambda event: None,
     finished: Callable[[], bool] = lambda: False,
+    leaving: Callable[[], bool] = lambda: False,
+    signals: Signals | None = None,
 ) -> Exit:
-    """Works until a signal, until `finished` says so after an idle poll, or until it cannot go on.
+    """Works until a signal, until `finished` says so after an idle poll, until `leaving` says so
+    between two batches, or until it cannot go on. `signals`: those that the caller waits for too.
 
     `report` hears {"state", "reason"} of every change (starting, ready, working, retrying, paused,
     stopped) and {"counts": {…}} of every batch.
     """
-    signals = Signals()
+    signals = signals or Signals()
     watchdog = Watchdog()
     signals.on_first = lambda: watchdog.begin(
         "draining", settings.processing.drain_seconds, Exit.CRASHED
@@ -165,7 +172,7 @@ def serve(
         try:
             loop = build(post)
             _open(loop, post, say)
-            _serve(loop, post, say, finished)
+            _serve(loop, post, say, finished, leaving)
             code = Exit.DONE
         except LimitReached as error:
             log.error(str(error))
@@ -211,11 +218,17 @@ def _open(loop: Loop, place: Post, say: Callable[..., None]) -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _serve(loop: Loop, place: Post, say: Callable[..., None], finished: Callable[[], bool]) -> None:
+def _serve(
+    loop: Loop,
+    place: Post,
+    say: Callable[..., None],
+    finished: Callable[[], bool],
+    leaving: Callable[[], bool],
+) -> None:
     pause = Backoff(place.settings)
     longest = place.settings.processing.retry_max_seconds
     waited: float | None = None  # since when nothing was done after a pause
-    while not place.stopping():
+    while not place.stopping() and not leaving():
         try:
             busy = loop.work()
             pause.reset()

@@ -1,0 +1,187 @@
+"""What scheduled groups are to read now: asked by their workers, and by who starts these.
+
+A group reads what it always reads, what its open windows are for, and its redo topic; of a group
+without the first two the redo topic alone, as soon as that holds something; else it stays out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+
+from headrace import platforms
+from headrace.config import Settings
+from headrace.log import get
+from headrace.scheduling import positions, units, windows
+from headrace.stores import postgres
+from headrace.stream import clients
+from headrace.stream.clients import Admin
+from headrace.stream.metrics import Metrics
+from headrace.stream.signals import Signals
+from headrace.stream.topology import Group, Job, Topic, Topology
+
+log = get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """topics  what is to be read, the redo topic included; none: stay out
+    left    work that is to be done before the group may rest: what open windows and the redo topic
+            hold, windows of jobs counting one each
+    asked   windows that are asked for and not open yet
+    """
+
+    topics: tuple[Topic, ...] = ()
+    left: int = 0
+    asked: int = 0
+
+    @property
+    def due(self) -> bool:
+        return bool(self.topics or self.left)
+
+
+class Attendance:
+    """Asks again and again for some groups and jobs, on connections of its own. For one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        groups: Sequence[Group],
+        jobs: Sequence[Job] = (),
+    ) -> None:
+        self._settings = settings
+        self._topology = topology
+        self._groups = tuple(groups)
+        self._jobs = tuple(jobs)
+        self._connection: psycopg.Connection | None = None
+        self._admin: Admin | None = None
+
+    def look(self) -> dict[str, Duty]:
+        """By short name. Closes the windows that are passed. Raises what PostgreSQL and Kafka
+        raise; the next look connects anew."""
+        try:
+            return self._look()
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def close(self) -> None:
+        self._disconnect()
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
+
+    def _look(self) -> dict[str, Duty]:
+        if self._connection is None:
+            self._connection = postgres.connect(
+                self._settings, autocommit=True, application="headrace attendance"
+            )
+        connection = self._connection
+        admin = self._admin = self._admin or clients.admin(self._settings)
+        files = platforms.load(self._settings)
+        left = positions.settle(connection, admin, self._topology)
+        unfinished = windows.unfinished(connection)
+        found: dict[str, Duty] = {}
+        for group in self._groups:
+            mine = [window for window in unfinished if window.group == group.short]
+            opened = [window for window in mine if window.state == "open"]
+            redo = positions.standing(admin, group.name, (group.redo,)).waiting
+            topics = units.reads(
+                self._settings,
+                self._topology,
+                files,
+                group,
+                frozenset(window.platform for window in opened),
+            )
+            found[group.short] = Duty(
+                (*topics, group.redo) if topics or redo else (),
+                sum(left.get(window.id, 1) for window in opened) + redo,
+                len(mine) - len(opened),
+            )
+        for job in self._jobs:
+            states = [window.state for window in unfinished if window.group == job.short]
+            found[job.short] = Duty((), states.count("open"), states.count("asked"))
+        return found
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+
+def wait_until_due(
+    settings: Settings, topology: Topology, group: Group, signals: Signals
+) -> tuple[Topic, ...]:
+    """What a group is to read, as soon as it is to read something; empty: told to stop. Answers on
+    the worker's health page meanwhile."""
+    attendance = Attendance(settings, topology, [group])
+    metrics = Metrics(settings, group.name)
+    metrics.state = ("scheduled", "")
+    try:
+        while not signals.stopping():
+            try:
+                topics = attendance.look()[group.short].topics
+                if topics:
+                    return topics
+                metrics.state = ("scheduled", "outside its windows")
+            except Exception as error:
+                metrics.state = ("retrying", str(error))
+                log.warning("cannot see whether a window is open", reason=str(error))
+            signals.wait(settings.scheduler.look_seconds)
+        return ()
+    finally:
+        metrics.close()
+        attendance.close()
+
+
+class Watch:
+    """Notices, in a thread of its own, when a worker is to read something else than it does."""
+
+    def __init__(
+        self, settings: Settings, topology: Topology, group: Group, topics: Sequence[Topic]
+    ) -> None:
+        self._every = settings.scheduler.look_seconds
+        self._attendance = Attendance(settings, topology, [group])
+        self._group = group.short
+        self._topics = {topic.name for topic in topics}
+        self._leaving = threading.Event()
+        self._ended = threading.Event()
+        threading.Thread(target=self._look, name="windows", daemon=True).start()
+
+    def leaving(self) -> bool:
+        """Whether the worker should end, to be started with what there is to read then."""
+        return self._leaving.is_set()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _look(self) -> None:
+        changed = 0  # looks in a row: redo comes in bursts, and joining a group takes its time
+        while not self._ended.wait(self._every):
+            try:
+                topics = {topic.name for topic in self._attendance.look()[self._group].topics}
+            except Exception as error:
+                log.warning("cannot see whether the window is passed", reason=str(error))
+                continue
+            changed = changed + 1 if topics != self._topics else 0
+            if changed >= 2:
+                self._leaving.set()
+                return
+
+
+def attended(
+    settings: Settings, topology: Topology, chosen: Callable[[Group], bool]
+) -> list[Group]:
+    """The chosen groups that have a schedule, be it for one platform alone."""
+    files = platforms.load(settings)
+    return [
+        group
+        for group in topology.groups.values()
+        if chosen(group) and units.scheduled(topology, files, group)
+    ]

@@ -1,0 +1,221 @@
+"""The scheduler: opens windows when they are due, and closes those that are passed.
+
+One at a time does it: whoever holds a lock of PostgreSQL's session, on whose connection all is
+written. So one that has lost its connection has lost its office too, and can write nothing.
+Everything that it knows stands in PostgreSQL and Kafka: it may be killed between any two steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+from confluent_kafka import KafkaException
+
+from headrace import platforms
+from headrace.config import Settings
+from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.log import get
+from headrace.scheduling import plan, positions, windows
+from headrace.scheduling.plan import Clock, History, Step
+from headrace.scheduling.positions import Standing
+from headrace.scheduling.units import Key, Unit, units
+from headrace.stores import postgres
+from headrace.stream import clients
+from headrace.stream import topology as topologies
+from headrace.stream.clients import Admin
+from headrace.stream.topology import Topology
+
+log = get(__name__)
+
+_LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+_LED = """
+SELECT count(*) FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (classid::bigint << 32 | objid::bigint) = hashtextextended(%s, 0)
+"""
+
+
+def lock_name(settings: Settings) -> str:
+    return f"headrace scheduler {settings.project}"
+
+
+def is_led(connection: psycopg.Connection, settings: Settings) -> bool:
+    """Whether a scheduler is at work somewhere."""
+    row = connection.execute(_LED, [lock_name(settings)]).fetchone()
+    return bool(row and row[0])
+
+
+class Scheduler:
+    """`turn` once, or `run` until told to stop. `clock` tells the time (aware)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology | None = None,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings = settings
+        self._topology = topology or topologies.load(settings)
+        self._clock = clock
+        self._connection: psycopg.Connection | None = None
+        self._admin: Admin | None = None
+        self._leads = False
+
+    def run(
+        self,
+        stopping: Callable[[float], bool],
+        say: Callable[[str, str], object] = lambda state, reason: None,
+    ) -> None:
+        """Turn after turn. `stopping` waits so many seconds, and says whether to stop; `say` hears
+        (leading | standby | retrying, reason)."""
+        wait = self._settings.scheduler.look_seconds
+        try:
+            while True:
+                try:
+                    say("leading" if self.turn() else "standby", "")
+                except Exception as error:
+                    self._leave()
+                    say("retrying", str(error))
+                    if isinstance(error, HeadraceError | psycopg.Error | KafkaException):
+                        log.warning("the scheduler tries again", reason=_line(error))
+                    else:
+                        log.exception("the scheduler tries again")
+                if stopping(wait):
+                    return
+        finally:
+            self.close()
+
+    def turn(self) -> bool:
+        """One look at everything; False where another scheduler leads."""
+        connection = self._led()
+        if connection is None:
+            return False
+        admin = self._admin = self._admin or clients.admin(self._settings)
+        files = platforms.load(self._settings)
+        everything = units(self._settings, self._topology, files)
+        now = self._clock()
+        # Held by a mode is not gone: it goes on when the mode allows it. Disabled is.
+        counted = {unit.key: unit.when.text for unit in everything if unit.held != "disabled"}
+        windows.note_schedules(connection, counted, now)
+        positions.settle(connection, admin, self._topology)
+        self._close_strays(connection, {unit.key for unit in everything})
+        known: dict[Key, Standing] = {}
+
+        def standing(unit: Unit) -> Standing:
+            if unit.key not in known:
+                known[unit.key] = self._standing(connection, admin, unit)
+            return known[unit.key]
+
+        scheduler = self._settings.scheduler
+        clock = Clock(now, scheduler.zone, timedelta(milliseconds=scheduler.patience_ms))
+        history = read_history(connection)
+        for step in plan.decide(everything, history, clock, lambda u: standing(u).waiting):
+            self._do(connection, step, standing, now)
+        return True
+
+    def close(self) -> None:
+        self._leave()
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
+
+    def _do(
+        self,
+        connection: psycopg.Connection,
+        step: Step,
+        standing: Callable[[Unit], Standing],
+        now: datetime,
+    ) -> None:
+        unit = step.unit
+        if step.do == "open" and step.due is not None:
+            at = standing(unit)
+            done = not at.waiting and not unit.job  # nobody needs to be started for that
+            if step.asked:
+                windows.open_asked(
+                    connection, *unit.key, at.ends, now, waiting=at.waiting, done=done
+                )
+            else:
+                windows.open_window(
+                    connection, *unit.key, at.ends, step.reason, step.due, now,
+                    waiting=at.waiting, done=done,
+                )  # fmt: skip
+            log.info("opens a window", unit=str(unit), reason=step.reason, waiting=at.waiting)
+        elif step.do == "skip" and step.due is not None:
+            windows.skip(connection, *unit.key, step.reason, step.due, now)
+            log.info("leaves a window out", unit=str(unit), reason=step.reason)
+        elif step.do == "close":
+            windows.close(connection, unit.key, step.reason)
+            log.info("closes a window", unit=str(unit), reason=step.reason)
+
+    def _standing(self, connection: psycopg.Connection, admin: Admin, unit: Unit) -> Standing:
+        if not unit.job:
+            name = self._topology.group(unit.group).name
+            return positions.standing(admin, name, unit.topics)
+        ends = positions.stored(connection, (g.short for g in self._topology.stores()))
+        if unit.when.lag is None:
+            return Standing(0, ends)
+        last = windows.last_worked(connection).get(unit.key)
+        before = last.ends if last else {}
+        new = sum(
+            max(0, end - before.get(topic, {}).get(number, 0))
+            for topic, parts in ends.items()
+            for number, end in parts.items()
+        )
+        return Standing(new, ends)
+
+    def _close_strays(self, connection: psycopg.Connection, known: set[Key]) -> None:
+        """Windows of what has no schedule any more: nobody would look at them."""
+        for window in windows.unfinished(connection):
+            if window.key not in known:
+                windows.close(connection, window.key, "it has no schedule any more")
+
+    # -- the office
+
+    def _led(self) -> psycopg.Connection | None:
+        """The connection whose session holds the lock; None where another's does."""
+        if self._connection is None:
+            self._connection = postgres.connect(
+                self._settings, autocommit=True, application="headrace scheduler"
+            )
+        if not self._leads:
+            row = self._connection.execute(_LOCK, [lock_name(self._settings)]).fetchone()
+            self._leads = bool(row and row[0])
+            if not self._leads:
+                return None
+            log.info("this scheduler leads")
+        return self._connection
+
+    def _leave(self) -> None:
+        self._leads = False
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+
+def read_history(connection: psycopg.Connection) -> dict[Key, History]:
+    """What there was of every unit whose schedule is noted."""
+    due = windows.latest(connection)
+    opened = windows.last_worked(connection)
+    busy = {(window.key, window.state) for window in windows.unfinished(connection)}
+    return {
+        key: History(
+            since=moment,
+            due=due[key].due if key in due else None,
+            opened=opened[key].opened_at if key in opened else None,
+            open=(key, "open") in busy,
+            asked=(key, "asked") in busy,
+        )
+        for key, moment in windows.since(connection).items()
+    }
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
