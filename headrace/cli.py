@@ -41,6 +41,11 @@ COMMANDS = {
     "trace": ("headrace.backlog.commands:trace", "Everything that is known of one record"),
     "doctor": ("headrace.backlog.commands:doctor", "What is wrong, and what to do about it"),
     "search": ("headrace.search.commands:search", "Search the records by words and by meaning"),
+    "snapshot": (
+        "headrace.snapshots.commands:snapshot",
+        "Snapshots of the database: create, list, verify, restore, delete",
+    ),
+    "reset": ("headrace.snapshots.commands:reset", "Let a stage begin again from the start"),
     "sql": ("headrace.stores.commands:sql", "Ask the database"),
     "config": ("headrace.config_commands:config", "Settings: get, show"),
 }

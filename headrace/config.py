@@ -181,6 +181,10 @@ class Gates(Section):
     settle_minutes: Annotated[float, Field(ge=0)] = 60.0  # an outcome waits so long for its record
 
 
+class Snapshots(Section):
+    dir: Path = Path("snapshots")  # of every project a folder in it
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else JSON lines
@@ -206,6 +210,7 @@ class Settings(Section):
     sentiment: Sentiment = Sentiment()
     embeddings: Embeddings = Embeddings()
     search: Search = Search()
+    snapshots: Snapshots = Snapshots()
     jobs: Jobs = Jobs()
     metrics: Metrics = Metrics()
     gates: Gates = Gates()

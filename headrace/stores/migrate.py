@@ -138,7 +138,7 @@ def _migrate(
                 return False  # another process was quicker
         for view in views.NAMES:
             connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(view)))
-        _run_alembic(connection, settings.project)
+        run_alembic(connection, settings.project)
         _note_stages(connection, stages)
         for statement in statements:
             connection.execute(statement.encode())
@@ -152,8 +152,8 @@ def _migrate(
     return True
 
 
-def _run_alembic(connection: psycopg.Connection, schema: str) -> None:
-    """Alembic on our own connection, inside our transaction."""
+def run_alembic(connection: psycopg.Connection, schema: str, revision: str = "head") -> None:
+    """Alembic on our own connection, inside our transaction. `search_path` names the schema."""
     # Here, since SQLAlchemy takes longer to import than an up-to-date schema takes to check.
     from alembic import command
     from alembic.config import Config
@@ -174,7 +174,7 @@ def _run_alembic(connection: psycopg.Connection, schema: str) -> None:
         config.attributes["connection"] = alchemy
         config.attributes["schema"] = schema
         try:
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
         except CommandError as error:
             raise HeadraceError(
                 f"schema {schema} was made by a newer version of headrace ({error}): update "
@@ -249,6 +249,11 @@ def _let_read(connection: psycopg.Connection, settings: Settings) -> None:
         log.warning("no right to change role %s: grant SELECT to your readers yourself", role)
 
 
+def revisions() -> tuple[str, ...]:
+    """The migrations' numbers, the oldest first."""
+    return tuple(name[:4] for name in _versions())
+
+
 def head() -> str:
     """The newest migration's number."""
-    return _versions()[-1][:4]
+    return revisions()[-1]

@@ -31,6 +31,14 @@ SELECT %s, * FROM unnest(%s::text[], %s::integer[], %s::text[], %s::bigint[])
 ON CONFLICT DO NOTHING
 """
 
+_SKIP = """
+INSERT INTO offsets AS o ("group", topic, partition, topic_id, next)
+SELECT %s, * FROM unnest(%s::text[], %s::integer[], %s::text[], %s::bigint[])
+ON CONFLICT ("group", topic, partition, topic_id) DO UPDATE
+  SET next = excluded.next, updated_at = now() WHERE o.next < excluded.next
+RETURNING topic, partition, topic_id
+"""
+
 
 def read(connection: psycopg.Connection, group: str, slots: Iterable[Slot]) -> dict[Slot, int]:
     """The next offset of each slot that has one."""
@@ -59,6 +67,15 @@ def move(
     if new:
         moved += connection.execute(_BEGIN, [group, *_columns(new)]).rowcount
     return moved == len(moves)
+
+
+def skip(connection: psycopg.Connection, group: str, ends: Mapping[Slot, int]) -> list[Slot]:
+    """Moves the group forward to these offsets whatever a worker of it is at, who finds itself
+    overtaken then. Returns the slots that moved."""
+    if not ends:
+        return []
+    rows = connection.execute(_SKIP, [group, *_columns((*slot, at) for slot, at in ends.items())])
+    return [(topic, partition, topic_id) for topic, partition, topic_id in rows]
 
 
 def _columns(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
