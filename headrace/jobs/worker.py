@@ -24,8 +24,6 @@ from headrace.stream.worker import Backoff, Post
 
 log = get(__name__)
 
-LOOK_SECONDS = 3.0  # between two looks whether its window is open
-
 
 def serve(
     settings: Settings,
@@ -74,7 +72,7 @@ class JobLoop:
             return False
         try:
             if not (self._at_once or self._window()):
-                self.rest(LOOK_SECONDS)
+                self.rest(self._post.settings.scheduler.look_seconds)
                 return False
             started = time.perf_counter()
             found = runtime.run(
@@ -82,7 +80,7 @@ class JobLoop:
             )
         except runtime.Busy as error:
             # Its snapshot may be older than our window: look again when it is done.
-            raise Retry(LOOK_SECONDS, str(error)) from None
+            raise Retry(self._post.settings.scheduler.look_seconds, str(error)) from None
         except Exception as error:
             self.close()
             if self._post.stopping() and isinstance(error, psycopg.errors.QueryCanceled):
