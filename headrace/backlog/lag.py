@@ -14,12 +14,12 @@ from dataclasses import replace
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from headrace import platforms
-from headrace.backlog import projection
+from headrace.backlog import jobs, projection
 from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State, measure, settle
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.stream import clients, topology
-from headrace.stream.topology import Projector, Topology
+from headrace.stream.topology import Job, Projector, Topology
 
 OLDEST_SECONDS = 5.0  # the longest to wait for the times of unread messages
 
@@ -67,11 +67,15 @@ class Reader:
         projectors: bool = False,
     ) -> list[GroupLag]:
         """One sample. `times` also reads when the next unread messages were written; `projectors`
-        tells of them too where no group is named."""
-        named = [found for name in groups or () if (found := self.topology.projector(name))]
+        tells of them and of jobs too where no group is named."""
+        named: list[Projector | Job] = []
+        rest: list[str] = []
+        for name in groups or ():
+            found = self.topology.projector(name) or self.topology.job(name)
+            named += [found] if found else []
+            rest += [] if found else [name]
         if projectors and not groups:
-            named = list(self.topology.projectors.values())
-        rest = [name for name in groups or () if self.topology.projector(name) is None]
+            named = [*self.topology.projectors.values(), *self.topology.jobs.values()]
         try:
             return self._read(rest if groups else None, members, times, named)
         except KafkaException as error:
@@ -84,12 +88,12 @@ class Reader:
         groups: Sequence[str] | None,
         members: bool,
         times: bool,
-        projectors: Sequence[Projector],
+        others: Sequence[Projector | Job],
     ) -> list[GroupLag]:
         upstream = upstream_of(self.topology)
         chosen = self.topology.groups if groups is None else groups
         wanted = [self.topology.group(short).short for short in chosen]
-        above = tuple(store.short for store in self.topology.stores()) if projectors else ()
+        above = tuple(store.short for store in self.topology.stores()) if others else ()
         closure = _closure([*wanted, *above], upstream)
         needed = [short for short in self.topology.groups if short in closure]
         there = self._admin.topics()
@@ -125,14 +129,23 @@ class Reader:
         if times:
             self._read_times([p for g in samples for p in g.partitions if p.lag])
             samples = [self._with_times(group) for group in samples]
-        samples += [projection.read(self.settings, projector) for projector in projectors]
-        upstream |= {projector.short: above for projector in projectors}
-        settled = settle(samples, upstream, self.stall_seconds)
-        return [
-            projection.told(self.settings, group) if group.kind == "projector" else group
-            for group in settled
-            if group.group in wanted or group.kind == "projector"
-        ]
+        asked = {other.short: self._other(other) for other in others}
+        samples += asked.values()
+        upstream |= {other.short: above for other in others}
+        found = []
+        for group in settle(samples, upstream, self.stall_seconds):
+            if group.kind == "projector":
+                found.append(projection.told(self.settings, group))
+            elif group.kind == "job":
+                found.append(jobs.told(asked[group.group], group))
+            elif group.group in wanted:
+                found.append(group)
+        return found
+
+    def _other(self, other: Projector | Job) -> GroupLag:
+        if isinstance(other, Job):
+            return jobs.read(self.settings, other)
+        return projection.read(self.settings, other)
 
     def rated(self, before: Sequence[GroupLag], after: Sequence[GroupLag]) -> list[GroupLag]:
         """`after` with the rates since `before`, and the states that follow from them."""
@@ -142,7 +155,9 @@ class Reader:
             seconds = (group.at_ms - old[group.group].at_ms) / 1000 if group.group in old else 0.0
             rated = measure(old[group.group], group, seconds) if seconds > 0 else group
             (alone,) = settle([rated], {}, self.stall_seconds)
-            stalled = alone.state is State.STALL and group.state is State.CATCHING_UP
+            # A job at work shows nothing before it is done.
+            stalls = group.state is State.CATCHING_UP and group.kind != "job"
+            stalled = alone.state is State.STALL and stalls
             measured.append(
                 replace(rated, state=alone.state, reason=alone.reason) if stalled else rated
             )
