@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import orjson
@@ -23,28 +23,40 @@ import orjson
 from headrace import config
 from headrace.config import Settings
 from headrace.log import get
+from headrace.scheduling.attendance import Attendance, Duty
+from headrace.scheduling.scheduler import Scheduler
 from headrace.search import marks
 from headrace.stream import clients
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import in_order, remaining
 from headrace.stream.signals import Signals
-from headrace.stream.topology import Group, Projector, Topic, Topology
+from headrace.stream.topology import Group, Job, Projector, Topic, Topology
 from headrace.stream.worker import Backoff
 
 log = get(__name__)
 
 _TICK = 0.25
 _LOOK_SECONDS = 0.5
+_NEVER = float("inf")
 _GIVEN_UP = 5  # crashes in a row, with nothing done between them, after which nobody waits for it
+
+
+Member = Group | Projector | Job
 
 
 @dataclass
 class Child:
-    """A worker's place: the process that holds it now, and what is known of it."""
+    """A worker's place: the process that holds it now, and what is known of it.
 
-    group: Group | Projector
+    attended  it is started when the group is due only, and rests in between
+    now       it works whatever its group's schedule says
+    """
+
+    group: Member
     name: str  # for people
     pause: Backoff
+    attended: bool = False
+    now: bool = False
     process: subprocess.Popen[bytes] | None = None
     pipe: int = -1
     rest: bytes = b""  # a line that has not come whole
@@ -52,6 +64,8 @@ class Child:
     reason: str = ""
     crashes: int = 0  # in a row
     start_at: float = 0.0  # monotonic; infinite: not to be started again
+    rested_at: float = 0.0  # monotonic: since when nothing was due, as far as it knew
+    done: bool = False  # a job that was to run once has run
 
     @property
     def waits(self) -> str | None:
@@ -74,7 +88,12 @@ class Report:
 
 
 class Supervisor:
-    """`topics` are what each group really reads, its redo topic included, by group."""
+    """`topics` are what each group really reads, its redo topic included, by group.
+
+    attended  groups with a schedule: each is started when it is due
+    jobs      the same, or, where members are `named`, run once: at once, or when nothing else is
+              left to do
+    """
 
     def __init__(
         self,
@@ -84,21 +103,40 @@ class Supervisor:
         topics: Mapping[str, Sequence[Topic]],
         *,
         projectors: Sequence[Projector] = (),
+        attended: Sequence[Group] = (),
+        jobs: Sequence[Job] = (),
+        named: bool = False,
         workers: int | None = None,
         until_caught_up: bool = False,
     ) -> None:
         self._settings = settings
+        self._topology = topology
         self._groups = in_order(topology, groups)
         self._projectors = tuple(projectors)
-        members: list[Group | Projector] = [*self._groups, *self._projectors]
+        self._attended = tuple(attended)
+        self._jobs = tuple(jobs)
+        members: list[Member] = [
+            *self._groups, *self._projectors, *self._attended, *self._jobs
+        ]  # fmt: skip
         self._topics = topics
         self._until_caught_up = until_caught_up
         self._children = [
-            Child(group, f"{group.short}/{number}" if many else group.short, Backoff(settings))
-            for group in members
-            for many in [(workers or group.workers) > 1]
-            for number in range(workers or group.workers)
+            Child(
+                member,
+                f"{member.short}/{number}" if count > 1 else member.short,
+                Backoff(settings),
+                attended=not named and (member in self._attended or isinstance(member, Job)),
+                now=named,
+                start_at=_NEVER if named and until_caught_up and isinstance(member, Job) else 0.0,
+            )
+            for member in members
+            for count in [1 if isinstance(member, Job) else workers or member.workers]
+            for number in range(count)
         ]
+        self._waits_for_windows = any(child.attended for child in self._children)
+        self._duties: dict[str, Duty] = {}
+        self._looked_at = 0.0  # when the look at duties began
+        self._wake = threading.Event()
         self._counts = {group.short: Counter[str]() for group in members}
         self._selector = selectors.DefaultSelector()
         self._left: dict[str, int] = {}
@@ -116,21 +154,27 @@ class Supervisor:
         with self._signals as signals:
             if self._until_caught_up:
                 threading.Thread(target=self._look, name="lookout", daemon=True).start()
+            if self._waits_for_windows:
+                threading.Thread(target=self._attend, name="windows", daemon=True).start()
+                threading.Thread(target=self._schedule, name="scheduler", daemon=True).start()
             try:
                 while code is None and not signals.stopping():
                     self._start_due()
                     self._listen(_TICK)
                     self._reap()
-                    if self._looks >= 2:
+                    if self._looks >= 2 and self._jobs_have_run():
                         waiting = self._waiting()
                         code = Exit.WAITS if waiting else Exit.DONE
-                    elif all(child.start_at == float("inf") for child in self._children):
+                    elif all(child.done or child.state == "stopped" for child in self._children):
                         waiting = self._idle()
-                        code = Exit.WAITS
+                        code = Exit.WAITS if waiting else Exit.DONE
             finally:
                 self._ended.set()
+                self._wake.set()
                 self._drain()
-        return Report(code or Exit.DONE, time.monotonic() - began, self._counts, waiting)
+        rested = {child.group.short for child in self._children if child.attended}
+        counts = {name: n for name, n in self._counts.items() if n or name not in rested}
+        return Report(code or Exit.DONE, time.monotonic() - began, counts, waiting)
 
     def stop(self) -> None:
         """Ends `run` in another thread, as a signal does: every worker finishes its batch."""
@@ -141,8 +185,23 @@ class Supervisor:
     def _start_due(self) -> None:
         now = time.monotonic()
         for index, child in enumerate(self._children):
-            if child.process is None and child.start_at <= now:
+            if child.process is None and child.start_at <= now and self._is_due(child):
                 self._start(child, index)
+
+    def _is_due(self, child: Child) -> bool:
+        """Whether there is something to do, by a look that is newer than the worker's own."""
+        if not child.attended:
+            return True
+        duty = self._duties.get(child.group.short)
+        return duty is not None and duty.due and self._looked_at > child.rested_at
+
+    def _jobs_have_run(self) -> bool:
+        """Starts the jobs that come last, and says whether all have run or cannot."""
+        jobs = [child for child in self._children if child.now and isinstance(child.group, Job)]
+        for child in jobs:
+            if child.start_at == _NEVER and not child.done and child.state != "stopped":
+                child.start_at = 0.0
+        return all(child.done or child.waits for child in jobs)
 
     def _start(self, child: Child, index: int) -> None:
         read, write = os.pipe()
@@ -153,7 +212,7 @@ class Supervisor:
         if port:
             environment["HEADRACE_PROCESSING__METRICS_PORT"] = str(port + index)
         command = [sys.executable, "-m", "headrace", "worker", child.group.short]
-        command += ["--supervisor", f"{os.getpid()}:{write}"]
+        command += ["--supervisor", f"{os.getpid()}:{write}", *["--now"][: child.now]]
         # A process group of its own: Ctrl-C reaches us alone, and we pass it on once.
         child.process = subprocess.Popen(
             command, env=environment, pass_fds=[write], stdin=subprocess.DEVNULL, process_group=0
@@ -208,8 +267,11 @@ class Supervisor:
                 self._selector.unregister(child.pipe)
                 os.close(child.pipe)
                 child.pipe = -1
+            if code == Exit.RESTS or (code == Exit.DONE and isinstance(child.group, Job)):
+                self._rest(child)
+                continue
             if code in (Exit.LIMIT, Exit.MISTAKE):
-                child.start_at = float("inf")
+                child.start_at = _NEVER
                 child.state, child.reason = "stopped", child.reason or f"exit code {code}"
                 log.error("stopped; not started again", worker=child.name, reason=child.reason)
                 continue
@@ -224,6 +286,17 @@ class Supervisor:
                 how=_how(code),
                 again_in=f"{seconds:g} s",
             )
+
+    def _rest(self, child: Child) -> None:
+        """It has done what was due."""
+        child.state, child.reason, child.crashes = "resting", "", 0
+        child.pause.reset()
+        child.rested_at = time.monotonic()
+        if child.attended:
+            self._wake.set()
+        else:
+            child.done, child.start_at = True, _NEVER
+        log.info("rests", worker=child.name)
 
     def _drain(self) -> None:
         """Asks every worker to finish its batch; whoever does not in time is killed."""
@@ -246,6 +319,28 @@ class Supervisor:
             if child.process is not None:
                 child.process.kill()
 
+    # -- windows
+
+    def _attend(self) -> None:
+        """Asks who is due, in a thread of its own: PostgreSQL and Kafka may take their time."""
+        attendance = Attendance(self._settings, self._topology, self._attended, self._jobs)
+        while not self._ended.is_set():
+            began = time.monotonic()
+            try:
+                self._duties, self._looked_at = attendance.look(), began
+            except Exception as error:
+                log.warning("cannot see whether a window is open", reason=str(error))
+            self._wake.wait(self._settings.scheduler.look_seconds)
+            self._wake.clear()
+        attendance.close()
+
+    def _schedule(self) -> None:
+        """The scheduler; whatever becomes of it, workers go on."""
+        try:
+            Scheduler(self._settings, self._topology).run(self._ended.wait)
+        except Exception:
+            log.exception("the scheduler has ended")
+
     # -- what is left
 
     def _waiting(self) -> dict[str, str]:
@@ -262,21 +357,32 @@ class Supervisor:
         """Counts what is left, in a thread of its own: the broker may take its time to answer."""
         while not self._ended.wait(_LOOK_SECONDS):
             try:
-                with self._admin() as admin:
+                with self._admin() as admin, self._attendance() as attendance:
                     while not self._ended.wait(_LOOK_SECONDS):
+                        # Windows first: who reads what comes out of them is asked after that.
+                        duties = attendance.look() if attendance else {}
                         # Marks last: a store makes them with the rows, before it tells Kafka.
                         left = remaining(admin, self._groups, self._topics) if admin else {}
                         for projector in self._projectors:
                             left[projector.short] = marks.left(self._settings)
+                        for short, duty in duties.items():
+                            left[short] = left.get(short, 0) + duty.left
                         self._left = left
                         idle = self._idle()
-                        if any(n for group, n in self._left.items() if group not in idle):
+                        # One that is asked for may wait for a group that cannot go on.
+                        asked = not idle and any(duty.asked for duty in duties.values())
+                        if asked or any(n for group, n in left.items() if group not in idle):
                             self._looks = 0
                         else:
                             self._looks += 1
             except Exception as error:
                 self._looks = 0
                 log.warning("cannot see what is left", reason=str(error))
+
+    def _attendance(self) -> AbstractContextManager[Attendance | None]:
+        if not self._waits_for_windows:
+            return nullcontext()
+        return closing(Attendance(self._settings, self._topology, self._attended, self._jobs))
 
     def _admin(self) -> AbstractContextManager[clients.Admin | None]:
         """Nobody asks Kafka where projectors run alone."""

@@ -7,7 +7,7 @@ without the first two the redo topic alone, as soon as that holds something; els
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,8 +30,8 @@ log = get(__name__)
 @dataclass(frozen=True, slots=True)
 class Duty:
     """topics  what is to be read, the redo topic included; none: stay out
-    left    work that is to be done before the group may rest: what open windows and the redo topic
-            hold, windows of jobs counting one each
+    left    what is to be done before the group may rest: messages that open windows, the redo
+            topic and topics that it always reads hold; windows of jobs count one each
     asked   windows that are asked for and not open yet
     """
 
@@ -90,17 +90,13 @@ class Attendance:
         for group in self._groups:
             mine = [window for window in unfinished if window.group == group.short]
             opened = [window for window in mine if window.state == "open"]
-            redo = positions.standing(admin, group.name, (group.redo,)).waiting
-            topics = units.reads(
-                self._settings,
-                self._topology,
-                files,
-                group,
-                frozenset(window.platform for window in opened),
-            )
+            of = (self._settings, self._topology, files, group)
+            topics = units.reads(*of, frozenset(window.platform for window in opened))
+            always = units.reads(*of, frozenset())
+            waiting = positions.standing(admin, group.name, (*always, group.redo)).waiting
             found[group.short] = Duty(
-                (*topics, group.redo) if topics or redo else (),
-                sum(left.get(window.id, 1) for window in opened) + redo,
+                (*topics, group.redo) if topics or waiting else (),
+                sum(left.get(window.id, 1) for window in opened) + waiting,
                 len(mine) - len(opened),
             )
         for job in self._jobs:
@@ -113,6 +109,15 @@ class Attendance:
             with suppress(psycopg.Error):
                 self._connection.close()
             self._connection = None
+
+
+def look(settings: Settings, topology: Topology, group: Group) -> tuple[Topic, ...]:
+    """What a group is to read now, asked once; nothing: stay out."""
+    attendance = Attendance(settings, topology, [group])
+    try:
+        return attendance.look()[group.short].topics
+    finally:
+        attendance.close()
 
 
 def wait_until_due(
@@ -151,19 +156,15 @@ class Watch:
         self._group = group.short
         self._topics = {topic.name for topic in topics}
         self._leaving = threading.Event()
-        self._ended = threading.Event()
         threading.Thread(target=self._look, name="windows", daemon=True).start()
 
     def leaving(self) -> bool:
         """Whether the worker should end, to be started with what there is to read then."""
         return self._leaving.is_set()
 
-    def end(self) -> None:
-        self._ended.set()
-
     def _look(self) -> None:
         changed = 0  # looks in a row: redo comes in bursts, and joining a group takes its time
-        while not self._ended.wait(self._every):
+        while not self._leaving.wait(self._every):
             try:
                 topics = {topic.name for topic in self._attendance.look()[self._group].topics}
             except Exception as error:
@@ -172,16 +173,3 @@ class Watch:
             changed = changed + 1 if topics != self._topics else 0
             if changed >= 2:
                 self._leaving.set()
-                return
-
-
-def attended(
-    settings: Settings, topology: Topology, chosen: Callable[[Group], bool]
-) -> list[Group]:
-    """The chosen groups that have a schedule, be it for one platform alone."""
-    files = platforms.load(settings)
-    return [
-        group
-        for group in topology.groups.values()
-        if chosen(group) and units.scheduled(topology, files, group)
-    ]

@@ -6,8 +6,10 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn, get_args
 
@@ -16,11 +18,13 @@ import click
 from headrace import log, platforms
 from headrace.config import Mode, Settings
 from headrace.errors import HeadraceError
+from headrace.scheduling import units
 from headrace.stores import weaviate
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import remaining
+from headrace.stream.signals import Signals
 from headrace.stream.topology import Group, Projector, Topic, Topology
 
 if TYPE_CHECKING:
@@ -79,6 +83,7 @@ def run(
 @click.option("--slot", type=click.IntRange(0), help="A slot of this machine; else the first free.")
 @_mode
 @click.option("--until-caught-up", is_flag=True, help="End when the group has nothing left to do.")
+@click.option("--now", is_flag=True, help="At once, whatever the group's schedule says.")
 @click.option("--supervisor", metavar="PID:FD", hidden=True)
 @click.pass_obj
 def worker(
@@ -87,9 +92,13 @@ def worker(
     slot: int | None,
     mode: Mode | None,
     until_caught_up: bool,
+    now: bool,
     supervisor: str | None,
 ) -> None:
     """Run one group in this process, as a container does.
+
+    A group with a schedule waits for its windows, and works in them (and on what is to be done
+    again); with --now or --until-caught-up at once.
 
     Exit status: 0 after a signal or when caught up, 4 when too many dead letters stopped the
     group, 2 when something must be mended, and others when it is worth starting again.
@@ -109,13 +118,17 @@ def worker(
         _leave(_project(settings, topology, projector, slot, report, until_caught_up))
     found = topology.group(group)
     log.setup(settings, group=found.short)
+    files = platforms.load(settings)
+    waits = units.scheduled(topology, files, found) and not now and not until_caught_up
     if supervisor is None:
-        _prepare(settings, [found])
+        _prepare(settings, [found], tables=waits)
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
+    found = replace(found, batch=topology.batch(found, settings, files))
+    os.nice(max(0, found.nice - os.nice(0)))
+    if waits:
+        _leave(_in_windows(settings, topology, found, slot, report, supervisor is not None))
     topics = subscription(settings, topology, found)
-    found = replace(found, batch=topology.batch(found, settings, platforms.load(settings)))
-    os.nice(found.nice)
     code = workers.run(
         settings,
         topology,
@@ -126,6 +139,59 @@ def worker(
         finished=_finished(found, topics) if until_caught_up else lambda admin: False,
     )
     _leave(code)
+
+
+def _in_windows(
+    settings: Settings,
+    topology: Topology,
+    group: Group,
+    slot: int | None,
+    report: Callable[[dict[str, object]], None],
+    supervised: bool,
+) -> int:
+    """The worker of a group with a schedule. What it reads changes with its windows, and each
+    time it begins anew: by itself, or started again by its supervisor when something is due."""
+    from headrace.scheduling import attendance
+    from headrace.stream import worker as workers
+
+    with Signals() as signals:
+        if supervised:
+            try:
+                topics = attendance.look(settings, topology, group)
+            except Exception as error:
+                log.get(__name__).error("cannot see what is due", reason=str(error))
+                return Exit.CRASHED
+        else:
+            topics = attendance.wait_until_due(settings, topology, group, signals)
+        if not topics or signals.stopping():
+            return Exit.RESTS if supervised and not signals.stopping() else Exit.DONE
+        watch = attendance.Watch(settings, topology, group, topics)
+        code = workers.run(
+            settings,
+            topology,
+            group,
+            topics,
+            slot=slot,
+            report=report,
+            leaving=watch.leaving,
+            signals=signals,
+        )
+        if code != Exit.DONE or not watch.leaving() or signals.stopping():
+            return code
+        if supervised:
+            return Exit.RESTS
+        _begin_anew()
+
+
+def _begin_anew() -> NoReturn:
+    """The same command in the same process: no client of librdkafka's is to be taken down."""
+    for number in os.listdir("/proc/self/fd"):
+        if int(number) > 2:
+            with suppress(OSError):
+                os.set_inheritable(int(number), False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _leave(code: int) -> NoReturn:
@@ -139,7 +205,8 @@ def choose(topology: Topology, names: Sequence[str], mode: Mode | None, only: bo
     keep what they write; or those of the mode that are always on."""
     if not names:
         return [group for group in topology.mode(mode) if group.when.always]
-    named = [topology.group(name) for name in names if topology.projector(name) is None]
+    others = (topology.projector, topology.job, topology.app)
+    named = [topology.group(name) for name in names if not any(known(name) for known in others)]
     wanted = {group.short for group in named}
     if not only:
         for group in named:
@@ -205,35 +272,74 @@ def supervised(
     say: Callable[[str], object] = click.echo,
 ) -> Supervisor | None:
     """What `headrace run` runs, not yet started, with its topics and tables made; None where the
-    mode runs no group. `say` hears who waits by somebody's choice."""
+    mode runs no group. `say` hears who waits by somebody's choice.
+
+    Groups and jobs that are named run at once. Else those with a schedule are started when they
+    are due, and batch mode asks for their windows now.
+    """
     from headrace.supervisor import Supervisor
 
     topology = topologies.load(settings)
-    chosen = choose(topology, groups, settings.processing.mode, only)
+    files = platforms.load(settings)
+    mode = settings.processing.mode
+    attended: list[Group] = []
+    if groups:
+        chosen = choose(topology, groups, mode, only)
+        jobs = [job for name in groups if (job := topology.job(name))]
+    else:
+        members = topology.mode(mode)
+        attended = [group for group in members if units.scheduled(topology, files, group)]
+        chosen = [group for group in members if group not in attended]
+        jobs = list(topology.jobs_of(mode))
     projectors, waits = choose_projectors(settings, topology, groups)
     for line in waits:
         say(line)
-    if not chosen and not projectors:
+    if not chosen and not projectors and not attended and not jobs:
         return None
-    _prepare(settings, chosen, tables=bool(projectors))
+    _prepare(settings, [*chosen, *attended], tables=bool(projectors or attended or jobs))
     read = {group.short: subscription(settings, topology, group) for group in chosen}
-    for line in _left_out(settings, topology, chosen):
+    for line in _left_out(settings, topology, chosen, attended):
         say(line)
+    for job in [] if groups else jobs:
+        say(f"SCHEDULED: {job.short} runs {job.when.text}")
+    if mode == "batch" and not groups:
+        asked = _ask(settings, topology, {member.short for member in (*attended, *jobs)})
+        say(f"opens windows now: {', '.join(asked) or 'none'}")
     return Supervisor(
         settings,
         topology,
         chosen,
         read,
         projectors=projectors,
+        attended=attended,
+        jobs=jobs,
+        named=bool(groups),
         workers=workers,
         until_caught_up=until_caught_up,
     )
 
 
+def _ask(settings: Settings, topology: Topology, members: Collection[str]) -> list[str]:
+    """Asks for a window of everything that these groups and jobs have on a schedule."""
+    from headrace.scheduling import windows
+    from headrace.stores import postgres
+
+    wanted = [
+        unit
+        for unit in units.units(settings, topology, platforms.load(settings))
+        if unit.group in members and not unit.held
+    ]
+    with postgres.connect(settings, autocommit=True) as connection:
+        windows.ask(
+            connection, [unit.key for unit in wanted], "run --mode batch", datetime.now(UTC)
+        )
+    return list(dict.fromkeys(unit.group for unit in wanted))
+
+
 def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[Topic, ...]:
-    """What a group really reads now, its redo topic included."""
-    files = platforms.load(settings)
-    return (*topology.subscription(group, settings, files), group.redo)
+    """What a group reads now that runs whatever its schedule says, its redo topic included."""
+    out = topology.left_out(group, settings, platforms.load(settings), windows=True)
+    return (*(topic for topic in group.reads if topic.short not in out), group.redo)
 
 
 def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = False) -> None:
@@ -255,19 +361,23 @@ def in_mode(settings: Settings, mode: Mode | None) -> Settings:
     return settings.model_copy(update={"processing": processing})
 
 
-def _left_out(settings: Settings, topology: Topology, groups: Sequence[Group]) -> list[str]:
+def _left_out(
+    settings: Settings, topology: Topology, chosen: Sequence[Group], attended: Sequence[Group]
+) -> list[str]:
     """Lines on what waits by somebody's choice."""
     files = platforms.load(settings)
     lines = []
-    for group in groups:
-        for topic, state in topology.left_out(group, settings, files).items():
+    for group in (*chosen, *attended):
+        for topic, state in topology.left_out(group, settings, files, windows=True).items():
             lines.append(f"{state}: {group.short} leaves {topic} for later")
-    chosen = {group.short for group in groups}
-    return lines + [
-        f"SCHEDULED: {group.short} runs {group.when.text}"
-        for group in topology.mode(settings.processing.mode)
-        if not group.when.always and group.short not in chosen
-    ]
+    for group in attended:
+        texts = []
+        for platform in dict.fromkeys(topic.platform for topic in group.reads):
+            when = topology.schedule(group, platform, files)
+            if not when.always:
+                texts.append(when.text if when == group.when else f"{when.text} on {platform}")
+        lines.append(f"SCHEDULED: {group.short} runs {'; '.join(sorted(set(texts)))}")
+    return lines
 
 
 def _finished(group: Group, topics: Sequence[Topic]) -> Callable[[Admin], bool]:

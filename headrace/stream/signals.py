@@ -21,6 +21,7 @@ class Signals:
         self.on_first: Callable[[], object] = lambda: None
         self.on_second: Callable[[], object] = lambda: None
         self._stop = threading.Event()
+        self._listens = False
 
     def stopping(self) -> bool:
         return self._stop.is_set()
@@ -35,7 +36,8 @@ class Signals:
         self.on_first()
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not self._listens:
+            self._listens = True
             read, write = os.pipe()
             os.set_blocking(write, False)
             for number in (signal.SIGTERM, signal.SIGINT):
