@@ -137,6 +137,7 @@ class Supervisor:
         self._duties: dict[str, Duty] = {}
         self._looked_at = 0.0  # when the look at duties began
         self._wake = threading.Event()
+        self._jobs_turn = False  # nothing is left but jobs
         self._counts = {group.short: Counter[str]() for group in members}
         self._selector = selectors.DefaultSelector()
         self._left: dict[str, int] = {}
@@ -192,6 +193,8 @@ class Supervisor:
         """Whether there is something to do, by a look that is newer than the worker's own."""
         if not child.attended:
             return True
+        if self._until_caught_up and isinstance(child.group, Job) and not self._jobs_turn:
+            return False  # it is to find what the others make
         duty = self._duties.get(child.group.short)
         return duty is not None and duty.due and self._looked_at > child.rested_at
 
@@ -370,8 +373,10 @@ class Supervisor:
                         self._left = left
                         idle = self._idle()
                         # One that is asked for may wait for a group that cannot go on.
-                        asked = not idle and any(duty.asked for duty in duties.values())
-                        if asked or any(n for group, n in left.items() if group not in idle):
+                        asked = {short for short, duty in duties.items() if duty.asked and not idle}
+                        busy = asked | {short for short, n in left.items() if n and short not in idle}
+                        self._jobs_turn = not busy - {job.short for job in self._jobs}
+                        if busy:
                             self._looks = 0
                         else:
                             self._looks += 1

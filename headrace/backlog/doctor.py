@@ -20,7 +20,7 @@ from headrace.backlog import database, reach, receipts
 from headrace.backlog.lag import Reader
 from headrace.backlog.model import GroupLag
 from headrace.config import Settings
-from headrace.errors import HeadraceError
+from headrace.errors import ConfigError, HeadraceError
 from headrace.schedule import duration_text
 from headrace.search import collections, compare, marks
 from headrace.stores import postgres, weaviate
@@ -146,7 +146,12 @@ def _weaviate(settings: Settings) -> Iterator[Finding]:
 
 
 def _topics(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Finding]:
-    plan = topics.plan(settings, admin, wanted)
+    try:
+        plan = topics.plan(settings, admin, wanted)
+    except ConfigError as error:  # a topic would be emptied before its readers come to it
+        do = "correct topics.yaml (or the schedule), then `headrace topics apply`"
+        yield Finding("retention", str(error), do)
+        return
     if plan.create:
         names = ", ".join(topic.name for topic in plan.create)
         yield Finding("topics", f"missing: {names}", "`headrace topics apply` creates them")

@@ -18,6 +18,7 @@ from headrace.backlog import jobs, projection
 from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State, measure, settle
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.scheduling import report, units
 from headrace.stream import clients, topology
 from headrace.stream.topology import Job, Projector, Topology
 
@@ -46,6 +47,7 @@ class Reader:
         self.topology: Topology = topology.load(settings)
         self.stall_seconds = stall_seconds
         self._platforms = platforms.load(settings)
+        self._units = units.units(settings, self.topology, self._platforms)
         self._admin = clients.admin(settings)
         self._times: dict[tuple[str, int, int], int | None] = {}
 
@@ -107,6 +109,8 @@ class Reader:
         highs = self._admin.ends(places, stable=False)
         starts = self._admin.starts(places)
         now = int(time.time() * 1000)
+        asks = members and any(unit.group in wanted for unit in self._units)
+        rests = report.rests(self.settings, self._units) if asks else {}
         samples = []
         for short in needed:
             group = self.topology.group(short)
@@ -125,7 +129,12 @@ class Reader:
             )
             count = len(self._admin.members(group.name)) if members else None
             when = group.when.text
-            samples.append(GroupLag(short, group.name, group.kind, when, rows, count, at_ms=now))
+            samples.append(
+                GroupLag(
+                    short, group.name, group.kind, when, rows, count,
+                    at_ms=now, rest=rests.get(short),
+                )
+            )  # fmt: skip
         if times:
             self._read_times([p for g in samples for p in g.partitions if p.lag])
             samples = [self._with_times(group) for group in samples]
@@ -156,7 +165,8 @@ class Reader:
             rated = measure(old[group.group], group, seconds) if seconds > 0 else group
             (alone,) = settle([rated], {}, self.stall_seconds)
             # A job at work shows nothing before it is done.
-            stalls = group.state is State.CATCHING_UP and group.kind != "job"
+            at_work = group.state in (State.CATCHING_UP, State.RUNNING)
+            stalls = at_work and group.kind != "job"
             stalled = alone.state is State.STALL and stalls
             measured.append(
                 replace(rated, state=alone.state, reason=alone.reason) if stalled else rated

@@ -10,6 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.scheduling.report import Rest
 
 STALL_SECONDS = 60.0  # default of `--stall-after`
 
@@ -23,6 +27,7 @@ class State(StrEnum):
     DONE = "DONE"
     WAITING = "WAITING"
     SCHEDULED = "SCHEDULED"
+    RUNNING = "RUNNING"
     DISABLED = "DISABLED"
     STALL = "STALL"
     STOPPED = "STOPPED"
@@ -86,7 +91,8 @@ class PartitionLag:
 class GroupLag:
     """One group: its partitions (own inputs and redo), members, state and why it is in it.
 
-    `members` is None where it was not asked; `window` is the seconds that rates were taken over.
+    `members` is None where it was not asked; `window` is the seconds that rates were taken over;
+    `rest` is when a group with a schedule works, None where it has none or nobody could tell.
     """
 
     group: str
@@ -99,6 +105,7 @@ class GroupLag:
     at_ms: int = 0
     state: State = State.NOT_STARTED
     reason: str = ""
+    rest: Rest | None = None
 
     @property
     def subscribed(self) -> tuple[PartitionLag, ...]:
@@ -230,15 +237,22 @@ def _judge(group: GroupLag, ahead: list[GroupLag], stall_seconds: float) -> tupl
         state = State.DISABLED if held == {State.DISABLED} else State.SCHEDULED
         return state, "no topic is subscribed to now"
     idle = group.members == 0
+    if group.rest is not None and group.rest.open:
+        if idle:
+            return State.STOPPED, "a window of it is open, and it has no member"
+        if _stalls(group, stall_seconds):
+            return State.STALL, f"nothing committed in {group.window or 0:.0f} s"
+        return State.RUNNING, "a window of it is open"
     scheduled = group.when != "always"
+    due = group.rest.next if group.rest is not None and group.rest.next else group.when
     if group.caught_up and any(p.committed is not None for p in group.working):
         if ahead:
             return State.WAITING, "for " + ", ".join(dict.fromkeys(g.group for g in ahead))
         if idle and scheduled:
-            return State.SCHEDULED, group.when
+            return State.SCHEDULED, due
         return (State.DONE, "") if idle else (State.OK, "")
     if idle and scheduled:
-        return State.SCHEDULED, group.when
+        return State.SCHEDULED, due
     if idle and all(p.committed is None for p in group.working):
         return State.NOT_STARTED, ""
     if group.backlog == 0:
@@ -249,9 +263,14 @@ def _judge(group: GroupLag, ahead: list[GroupLag], stall_seconds: float) -> tupl
         return State.OK, ""
     if idle:
         return State.STOPPED, "no member"
-    if group.window is not None and group.window >= stall_seconds and group.rate_out == 0:
-        return State.STALL, f"nothing committed in {group.window:.0f} s"
+    if _stalls(group, stall_seconds):
+        return State.STALL, f"nothing committed in {group.window or 0:.0f} s"
     return State.CATCHING_UP, ""
+
+
+def _stalls(group: GroupLag, stall_seconds: float) -> bool:
+    long_enough = group.window is not None and group.window >= stall_seconds
+    return long_enough and group.rate_out == 0 and group.backlog > 0
 
 
 def _eta(lag: int, rate_in: float | None, rate_out: float | None) -> float | None:

@@ -13,13 +13,14 @@ from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State
 from headrace.backlog.progress import Progress
 
 COLUMNS = ("GROUP", "TOPIC", "LAG", "REDO", "IN/S", "OUT/S", "BEHIND", "ETA", "STATE")
-LEFT = {"GROUP", "TOPIC", "STATE", "STAGE", "PLATFORM", "STORED"}
+LEFT = {"WHEN", "LAST", "NEXT", "GROUP", "TOPIC", "STATE", "STAGE", "PLATFORM", "STORED"}
 COLOURS = {
     State.CATCHING_UP: "cyan",
     State.OK: "green",
     State.DONE: "green",
     State.WAITING: "yellow",
     State.SCHEDULED: "blue",
+    State.RUNNING: "cyan",
     State.DISABLED: "dim",
     State.STALL: "bold red",
     State.STOPPED: "yellow",

@@ -116,6 +116,14 @@ def worker(
     projector = topology.projector(group)
     if projector is not None:
         _leave(_project(settings, topology, projector, slot, report, until_caught_up))
+    job = topology.job(group)
+    if job is not None:
+        from headrace.jobs import worker as jobs
+
+        log.setup(settings, group=job.short)
+        if str(settings.home) not in sys.path:
+            sys.path.append(str(settings.home))
+        _leave(jobs.serve(settings, topology, job, at_once=now, slot=slot, report=report))
     found = topology.group(group)
     log.setup(settings, group=found.short)
     files = platforms.load(settings)

@@ -1,0 +1,79 @@
+"""`headrace schedule` and `headrace scheduler`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import click
+from rich.console import Console
+
+from headrace.config import Settings
+
+COLUMNS = ("GROUP", "PLATFORM", "WHEN", "LAST", "TOOK", "NEXT", "STATE")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def schedule(load: Callable[[], Settings], as_json: bool) -> None:
+    """What has a schedule: when it ran, when it runs next, and why each waits."""
+    from headrace.backlog import report as tables
+    from headrace.scheduling import report
+
+    found = report.read(load())
+    if as_json:
+        rows = [row.as_dict() for row in found.rows]
+        click.echo(json.dumps({"scheduler": found.led, "zone": found.zone, "rows": rows}, indent=2))
+        return
+    if not found.rows:
+        click.echo("nothing has a schedule: every group is always on")
+        return
+    cells = []
+    for row in found.rows:
+        last = report.local(row.last.opened_at, found.zone) if row.last and row.last.opened_at else "–"
+        took = tables.span(report.took(row.last)) if row.last else "–"
+        after = "–"
+        if row.next is not None:
+            seconds = max((row.next - found.now).total_seconds(), 0.0)
+            after = f"{report.local(row.next, found.zone)} (in {tables.span(seconds)})"
+        state = f"{row.state}: {row.reason}" if row.reason else row.state
+        cells.append(
+            (row.unit.group, row.unit.platform or "", row.unit.when.text, last, took, after, state)
+        )
+    console = Console()
+    if console.is_terminal:
+        console.print(tables.table(cells, COLUMNS))
+    else:
+        click.echo(tables.plain(cells, COLUMNS))
+    if not found.led:
+        click.echo("no scheduler runs: `headrace run` and `headrace scheduler` have one")
+
+
+@click.command()
+@click.pass_obj
+def scheduler(load: Callable[[], Settings]) -> int:
+    """Open the windows of scheduled groups, as a container does; `headrace run` does so by itself.
+
+    Several may run: one leads, and another takes over when it is gone.
+    """
+    from headrace import log
+    from headrace.scheduling.scheduler import Scheduler
+    from headrace.stores import migrate
+    from headrace.stream import topics, topology
+    from headrace.stream.metrics import Metrics
+    from headrace.stream.signals import Signals
+
+    settings = load()
+    log.setup(settings, group="scheduler")
+    topics.ensure(settings)
+    migrate.upgrade(settings)
+    metrics = Metrics(settings, f"{settings.project}.scheduler")
+
+    def say(state: str, reason: str) -> None:
+        metrics.state = (state, reason)
+
+    with Signals() as signals:
+        Scheduler(settings, topology.load(settings)).run(signals.wait, say)
+    metrics.close()
+    return 0
