@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 
 import psycopg
@@ -90,7 +90,7 @@ def create(
 
 
 def columns_of(
-    connection: psycopg.Connection, wanted: dict[str, str | None]
+    connection: psycopg.Connection, wanted: Iterable[str]
 ) -> dict[str, tuple[str, ...]]:
     """The columns of those tables that are there, without generated ones."""
     found = dict(connection.execute(_COLUMNS, [list(wanted)]).fetchall())

@@ -2,64 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.snapshots import folder, tables
 from headrace.snapshots.manifest import File, Manifest
-from headrace.stores.copying import escaped
+from headrace.stores.copying import escaped, unescaped
 
-Doomed = Callable[[list[bytes]], bool]  # a row's fields, as COPY writes them
+Row = list[bytes]  # fields as COPY writes them
+Doomed = Callable[[Row], bool]
+Letters = Callable[[str | None, str, bytes | None], bool]
 
 _AUTHOR_NAME = 500  # characters that dim_author keeps
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be forgotten, as COPY writes it. `deletions`: by id the deletion's offset, or None
+    where it is not known."""
+
+    deletions: Mapping[bytes, int | None]
+    authors: Collection[tuple[str, str]]
+    platforms: frozenset[bytes]
+    letters: Letters | None
+
+
 def forget(
     settings: Settings,
-    record_ids: Iterable[str],
+    record_ids: Iterable[str] | Mapping[str, int | None],
     *,
     authors: Collection[tuple[str, str]] = (),
     platforms: Collection[str] = (),
+    letters: Letters | None = None,
     dry_run: bool = False,
 ) -> dict[str, int]:
     """Rows taken out of each snapshot of the project that held some, by the snapshot's name.
 
-    record_ids  records whose content goes: their rows in every table that tables.INCLUDED names
-                a record of
+    record_ids  records whose content goes: their rows in every table that tables.INCLUDED says
+                holds some, but for those of a deletion. A mapping gives the deletions' offsets on
+                the raw topics: a snapshot that holds a newer revision of a record keeps it
     authors     (platform, name): their rows of dim_author go
     platforms   every record of these, by its id
+    letters     further dead letters, asked by (record key, topic, value)
     dry_run     only count
 
     Call it when the stores have passed the deletions: a snapshot made later holds nothing then. A
-    restored snapshot has no row of a forgotten record; the deletion comes again by catching up.
+    restored snapshot has no row of a forgotten record; its deletion comes by catching up.
     Killed at any time each snapshot is whole, as it was or without the rows; call it again. What
-    a killed `create` left behind is thrown away. Memory: the ids.
+    a killed `create` left behind is thrown away. Memory: the ids. Raises HeadraceError, when all
+    others are done, where a snapshot cannot be read.
     """
-    ids = {escaped(record_id).encode() for record_id in record_ids}
-    every = {name.encode() for name in platforms}
-    if not ids and not every and not authors:
-        return {}
+    known = record_ids if isinstance(record_ids, Mapping) else dict.fromkeys(record_ids)
+    wanted = _Wanted(
+        {_copied(record_id): offset for record_id, offset in known.items()},
+        authors,
+        frozenset(name.encode() for name in platforms),
+        letters,
+    )
     taken = {}
+    unreadable = []
     with folder.locked(settings) as place:
         if not dry_run:
             folder.sweep(place)
-        unreadable = []
         for listed in folder.listed(settings):
-            if listed.manifest is None:
-                if not listed.name.endswith(folder.PARTIAL):
-                    unreadable.append(listed.fault)
-                continue
             try:
-                gone = _rewrite(
-                    place / listed.name, listed.manifest, ids, every, authors, dry_run
-                )
+                if listed.manifest is not None:
+                    gone = _rewrite(place / listed.name, listed.manifest, wanted, dry_run)
+                    if gone:
+                        taken[listed.name] = gone
+                elif not listed.name.endswith(folder.PARTIAL):
+                    unreadable.append(listed.fault)
             except HeadraceError as error:
                 unreadable.append(str(error))
-                continue
-            if gone:
-                taken[listed.name] = gone
     if unreadable:
         raise HeadraceError(
             f"a snapshot may still hold what is to be forgotten: {unreadable[0]}; delete it, and"
@@ -68,32 +85,24 @@ def forget(
     return taken
 
 
-def _rewrite(
-    path: Path,
-    manifest: Manifest,
-    ids: set[bytes],
-    platforms: set[bytes],
-    authors: Collection[tuple[str, str]],
-    dry_run: bool,
-) -> int:
+def _rewrite(path: Path, manifest: Manifest, wanted: _Wanted, dry_run: bool) -> int:
     """The files that hold doomed rows, beside the old ones; then the manifest, which makes them
     the snapshot's; then the old ones go."""
     changed: dict[str, File] = {}
     gone = 0
+    spared = _newer(path, manifest, wanted)
     for table, file in manifest.files.items():
-        doomed = _doomed(path, manifest, table, ids, platforms, authors)
+        doomed = _doomed(path, manifest, table, wanted, spared)
         if doomed is None:
             continue
-        if not any(doomed(row.split(b"\t")) for row in _rows(path, file)):
-            continue
-        if dry_run:
-            gone += sum(doomed(row.split(b"\t")) for row in _rows(path, file))
+        found = sum(doomed(row.split(b"\t")) for row in _rows(path, file))
+        gone += found
+        if not found or dry_run:
             continue
         new = path / _next_name(table, file.name)
         new.unlink(missing_ok=True)
         kept = (row + b"\n" for row in _rows(path, file) if not doomed(row.split(b"\t")))
         changed[table] = folder.pack(new, _blocks(kept), file.columns)
-        gone += file.rows - changed[table].rows
     if changed:
         folder.write(path, manifest.with_files(changed))
         for table in changed:
@@ -101,35 +110,76 @@ def _rewrite(
     return gone
 
 
+def _newer(path: Path, manifest: Manifest, wanted: _Wanted) -> frozenset[bytes]:
+    """Records that were published anew since their deletion, before this snapshot was made."""
+    if not any(offset is not None for offset in wanted.deletions.values()):
+        return frozenset()
+    file = manifest.files["records"]
+    at, offset = file.columns.index("id"), file.columns.index("offset")
+    rows = (row.split(b"\t") for row in _rows(path, file))
+    return frozenset(
+        row[at]
+        for row in rows
+        if (deletion := wanted.deletions.get(row[at])) is not None and int(row[offset]) > deletion
+    )
+
+
 def _doomed(
-    path: Path,
-    manifest: Manifest,
-    table: str,
-    ids: set[bytes],
-    platforms: set[bytes],
-    authors: Collection[tuple[str, str]],
+    path: Path, manifest: Manifest, table: str, wanted: _Wanted, spared: frozenset[bytes]
 ) -> Doomed | None:
     """Which rows of a table go; None: none can."""
     columns = manifest.files[table].columns
-    record = tables.INCLUDED.get(table)
-    if record is not None and (ids or platforms):
-        at = columns.index(record)
+    content = tables.INCLUDED.get(table)
+    if content is not None:
+        at = columns.index(content.record)
+        name, value = content.tombstone or ("", "")
+        mark = columns.index(name) if name else None
+        letters = _of_letters(columns, wanted.letters) if table == "dead_letters" else None
 
-        def of_record(row: list[bytes]) -> bool:
+        def of_record(row: Row) -> bool:
             key = row[at]  # kind:platform:…
-            return key in ids or any(name in platforms for name in key.split(b":", 2)[1:2])
+            if key in wanted.deletions:
+                if key in spared:
+                    return False
+            elif not any(part in wanted.platforms for part in key.split(b":", 2)[1:2]):
+                return letters is not None and letters(row)
+            return mark is None or row[mark] != value.encode()
 
         return of_record
-    if table == "dim_author" and (authors or platforms):
+    if table == "dim_author" and (wanted.authors or wanted.platforms):
         numbers = _platforms(path, manifest)
         named = {
-            (numbers.get(platform.encode()), escaped(name[:_AUTHOR_NAME]).encode())
-            for platform, name in authors
+            (numbers.get(platform.encode()), _copied(name[:_AUTHOR_NAME]))
+            for platform, name in wanted.authors
         }
-        whole = {numbers[platform] for platform in platforms if platform in numbers}
-        of, name = columns.index("platform_id"), columns.index("name")
-        return lambda row: row[of] in whole or (row[of], row[name]) in named
+        whole = {numbers[platform] for platform in wanted.platforms if platform in numbers}
+        of, name_at = columns.index("platform_id"), columns.index("name")
+        return lambda row: row[of] in whole or (row[of], row[name_at]) in named
     return None
+
+
+def _of_letters(columns: tuple[str, ...], letters: Letters | None) -> Doomed | None:
+    if letters is None:
+        return None
+    ask = letters
+    key, topic, value = (columns.index(name) for name in ("record_key", "topic", "value"))
+
+    def of_letter(row: Row) -> bool:
+        content = unescaped(row[value].decode())
+        written = bytes.fromhex(content.removeprefix("\\x")) if content is not None else None
+        return ask(
+            unescaped(row[key].decode()), unescaped(row[topic].decode()) or "", written
+        )
+
+    return of_letter
+
+
+def _copied(text: str) -> bytes:
+    """As COPY writes a field, which escapes more than it has to."""
+    written = escaped(text)
+    for sign, name in (("\b", "\\b"), ("\f", "\\f"), ("\v", "\\v")):
+        written = written.replace(sign, name)
+    return written.encode()
 
 
 def _platforms(path: Path, manifest: Manifest) -> dict[bytes, bytes]:

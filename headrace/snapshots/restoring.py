@@ -3,6 +3,7 @@
 look     files, schema version, and whether the topics reach back to the snapshot's offsets
 lock     the tables, offsets first as stores do; a store that runs would find itself overtaken
 load     TRUNCATE and COPY: until the commit others see the old rows, or wait
+forget   what was forgotten since
 mark     every record that is there now or was there before, so that search follows
 offsets  Kafka's copies of the stores' offsets, so that the lag says what is to be caught up
 """
@@ -42,6 +43,13 @@ WHERE table_schema = current_schema() AND is_identity = 'YES' AND table_name = A
 _MARK_ALL = """
 INSERT INTO search_dirty (record_id)
 SELECT id FROM records WHERE NOT deleted UNION SELECT id FROM records_before
+"""
+
+_FORGOTTEN = """
+CREATE TEMPORARY TABLE records_forgotten ON COMMIT DROP AS
+SELECT f.record_id FROM forget_records f LEFT JOIN records r ON r.id = f.record_id
+GROUP BY f.record_id
+HAVING NOT coalesce(bool_or(r.topic = f.topic AND r."offset" > f."offset"), false)
 """
 
 
@@ -146,6 +154,7 @@ def _replace(
                 _copy_in(connection, path, manifest, table, say)
         else:
             _copy_older(connection, settings.project, path, manifest, say)
+        _heed_forgotten(connection)
         _count_on(connection, manifest)
         connection.execute(_all("ANALYZE {}", tables.INCLUDED))
         if settings.search.enabled:
@@ -225,6 +234,22 @@ def _copy_older(
         )
     connection.execute(go.format(sql.Identifier(project)))
     connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(other)))
+
+
+def _heed_forgotten(connection: psycopg.Connection) -> None:
+    """A snapshot that was out of reach when records were forgotten brings none of them back. One
+    that was made when a record had been published anew keeps that."""
+    connection.execute(_FORGOTTEN)
+    for table, content in tables.INCLUDED.items():
+        if content is None:
+            continue
+        statement = "DELETE FROM {} WHERE {} IN (SELECT record_id FROM records_forgotten)"
+        parts: list[sql.Composable] = [sql.Identifier(table), sql.Identifier(content.record)]
+        if content.tombstone is not None:
+            statement += " AND {} <> {}"
+            name, value = content.tombstone
+            parts += [sql.Identifier(name), sql.Literal(value)]
+        connection.execute(sql.SQL(statement).format(*parts))  # type: ignore[arg-type]
 
 
 def _count_on(connection: psycopg.Connection, manifest: Manifest) -> None:

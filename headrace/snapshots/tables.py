@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-# Copied, and replaced by a restore. The value is the column that names the record whose content
-# the row holds: `forget` takes such rows out of snapshots too.
-INCLUDED: dict[str, str | None] = {
+from typing import NamedTuple
+
+
+class Content(NamedTuple):
+    """Rows that hold what a record says.
+
+    record     column with the record's id
+    tombstone  column and value of a row without content: it stays when the record is forgotten,
+               since its deletion does not come again; COPY and SQL write the value alike
+    """
+
+    record: str
+    tombstone: tuple[str, str] | None = None
+
+
+# Copied, and replaced by a restore.
+INCLUDED: dict[str, Content | None] = {
     "dim_platform": None,
     "dim_author": None,  # names: see headrace.snapshots.removal
     "dim_community": None,
     "dim_place": None,
     "dim_run": None,
-    "records": "id",
-    "outcomes": "record_id",
-    "entity_mentions": "record_id",
-    "vectors": "record_id",
+    "records": Content("id", ("deleted", "t")),
+    "outcomes": Content("record_id", ("outcome", "deleted")),
+    "entity_mentions": Content("record_id"),
+    "vectors": Content("record_id"),
     "runs": None,
-    "dead_letters": "record_key",
+    "dead_letters": Content("record_key"),
     "offsets": None,
     "job_runs": None,
     "job_current": None,
@@ -32,7 +46,10 @@ LEFT_OUT: dict[str, str] = {
     "windows": "of stages, which do not go back: their offsets are Kafka's",
     "schedules": "as windows",
     "redo": "what stands on Kafka's redo topics, which do not go back",
-    "forgotten": "what was forgotten stays forgotten",
+    "redo_orders": "as redo",
+    "forget_orders": "what was forgotten stays forgotten",
+    "forget_records": "what was forgotten stays forgotten: a restore heeds it",
+    "forget_configs": "what is to be set back on topics",
     "search_dirty": "a restore marks every record",
     "search_written": "search is projected anew",
     "search_errors": "search is projected anew",

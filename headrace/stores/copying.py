@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import psycopg
@@ -24,6 +25,17 @@ def escaped(text: str | None) -> str:
     if "\r" in text:
         text = text.replace("\r", "\\r")
     return text
+
+
+_SIGNS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v"}
+_ESCAPE = re.compile(r"\\(.)", re.S)
+
+
+def unescaped(field: str) -> str | None:
+    """A field of COPY's text format as PostgreSQL writes it, read."""
+    if field == NULL:
+        return None
+    return _ESCAPE.sub(lambda found: _SIGNS.get(found[1], found[1]), field)
 
 
 def copy(

@@ -1,0 +1,85 @@
+"""A stage begins again, and nothing of what came of it before comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from headrace.errors import HeadraceError
+from headrace.snapshots import folder, resetting
+from headrace.stream import clients
+from tests.world import World
+
+
+def outcomes(world: World, stage: str) -> list[tuple[Any, ...]]:
+    return world.sql(
+        "SELECT record_id, outcome, result, version, root_offset FROM outcomes WHERE stage = %s"
+        " ORDER BY record_id",
+        [stage],
+    )
+
+
+def ranks(world: World, stage: str) -> set[int]:
+    return {row[0] for row in world.sql("SELECT rank FROM outcomes WHERE stage = %s", [stage])}
+
+
+def test_a_stage_begins_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.post(n=6, texts=["I love Nike", "Paris is awful", "It rains"])
+    world.run("text", "sentiment")
+    before, text = outcomes(world, "sentiment"), outcomes(world, "text")
+    # The store has yet to read these, which are of a higher rank than what comes after the reset.
+    world.sql("UPDATE outcomes SET rank = 7 WHERE stage = 'sentiment'")
+    world.post(ids=["late"])
+    world.command("run", "sentiment", "--only", "--until-caught-up")
+    world.sql("INSERT INTO redo (\"group\", record_id) VALUES ('sentiment', 'post:reddit:1')")
+
+    shown = world.command("reset", "--stage", "sentiment", "--dry-run").stdout
+    assert "reset of sentiment: removes 6 outcomes, 1 queued" in shown
+    assert outcomes(world, "sentiment") == before
+
+    # Ended before the stage's own offsets, it is done again to the same end.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resetting, "_begin", _killed)
+        resetting.reset(world.settings, ["sentiment"])
+    world.command("reset", "--stage", "sentiment", "--yes")
+    assert [made.name[:13] for made in folder.listed(world.settings)] == ["before-reset-"]
+    assert outcomes(world, "sentiment") == [] and outcomes(world, "text") == text
+    assert world.sql("SELECT FROM redo") == []
+
+    world.run("postgres")  # what stood on enriched.sentiment unread does not come back
+    assert outcomes(world, "sentiment") == []
+    world.run("sentiment")
+    after = outcomes(world, "sentiment")
+    assert [row[0] for row in after] == [*(row[0] for row in before), "post:reddit:late"]
+    assert after[: len(before)] == before and ranks(world, "sentiment") == {1}
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_downstream_goes_too_and_gaps_are_named(world: World) -> None:
+    settings = world.apply().settings
+    assert names(resetting.plan(settings, ["embeddings"])) == ["embeddings", "sentiment_ml"]
+    alone = resetting.plan(settings, ["embeddings"], downstream=False)
+    assert names(alone) == ["embeddings"]
+    topic = world.topology.topic("enriched.embeddings.reddit").name
+    world.send("enriched.embeddings.reddit", "post:reddit:1", b"{}")
+    assert names(resetting.plan(settings, ["sentiment_ml"])) == ["sentiment_ml"]
+    ends = world.admin.ends([(topic, 0), (topic, 1)])
+    ((where, end),) = [(where, end) for where, end in ends.items() if end]
+    expired = [TopicPartition(*where, end)]
+    AdminClient(clients.base_conf(settings)).delete_records(expired)[expired[0]].result()
+    with pytest.raises(HeadraceError, match=r"reset embeddings too \(`--stage embeddings`\)"):
+        resetting.plan(settings, ["sentiment_ml"])
+    both = resetting.plan(settings, ["embeddings"])
+    assert both.begin["sentiment_ml"][where] == end  # behind what is written anew
+    with pytest.raises(HeadraceError, match="postgres is no stage"):
+        resetting.plan(settings, ["postgres"])
+
+
+def names(plan: resetting.Plan) -> list[str]:
+    return [stage.short for stage in plan.stages]
