@@ -185,6 +185,32 @@ class Snapshots(Section):
     dir: Path = Path("snapshots")  # of every project a folder in it
 
 
+class Status(Section):
+    enabled: bool = True  # false: `headrace run` leaves the status group out
+    host: str = "127.0.0.1"  # of its web views
+    port: Annotated[int, Field(ge=1, le=65_535)] = 6066
+    look_seconds: Seconds = 15.0  # between two looks at lag and alerts
+    minutes_kept_hours: Annotated[float, Field(ge=3)] = 24.0  # history by minute
+    hours_kept_days: Annotated[float, Field(ge=1)] = 30.0  # history by hour
+    cooldown_minutes: Annotated[float, Field(ge=0)] = 60.0  # until the same alert is sent again
+    overdue_limit: Annotated[int, Field(ge=0)] = 10_000  # messages that may be overdue
+    overdue_minutes: Annotated[float, Field(ge=0)] = 15.0  # after its time that work is overdue
+    stalled_minutes: Annotated[float, Field(gt=0)] = 10.0  # with work and without a commit
+    dead_share: Annotated[float, Field(ge=0, le=1)] = 0.05  # of the records of a group …
+    dead_minutes: Annotated[float, Field(gt=0, le=60)] = 60.0  # … over so long …
+    dead_of_at_least: Positive = 200  # … if there were so many
+    retention_share: Annotated[float, Field(gt=0, le=1)] = 0.8  # of its retention an unread one had
+    webhook_url: SecretStr | None = None  # gets each alert as a POST of JSON
+    mail_to: tuple[str, ...] = ()
+    mail_from: str = "headrace@localhost"
+    smtp_host: str = "127.0.0.1"
+    smtp_port: int = 25
+    smtp_security: Literal["none", "starttls", "tls"] = "none"
+    smtp_username: str | None = None
+    smtp_password: SecretStr | None = None
+    tries: Positive = 12  # to tell an alert on a channel, with growing pauses
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else JSON lines
@@ -214,6 +240,7 @@ class Settings(Section):
     jobs: Jobs = Jobs()
     metrics: Metrics = Metrics()
     gates: Gates = Gates()
+    status: Status = Status()
     log: Log = Log()
 
     def path(self, name: Literal["topics", "schemas", "platforms", "dictionaries"]) -> Path:

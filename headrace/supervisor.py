@@ -30,7 +30,7 @@ from headrace.stream import clients
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import in_order, remaining
 from headrace.stream.signals import Signals
-from headrace.stream.topology import Group, Job, Projector, Topic, Topology
+from headrace.stream.topology import App, Group, Job, Projector, Topic, Topology
 from headrace.stream.worker import Backoff
 
 log = get(__name__)
@@ -41,7 +41,7 @@ _NEVER = float("inf")
 _GIVEN_UP = 5  # crashes in a row, with nothing done between them, after which nobody waits for it
 
 
-Member = Group | Projector | Job
+Member = Group | Projector | Job | App
 
 
 @dataclass
@@ -93,6 +93,7 @@ class Supervisor:
     attended  groups with a schedule: each is started when it is due
     jobs      the same, or, where members are `named`, run once: at once, or when nothing else is
               left to do
+    apps      run as the others do, but nothing waits for them
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Supervisor:
         projectors: Sequence[Projector] = (),
         attended: Sequence[Group] = (),
         jobs: Sequence[Job] = (),
+        apps: Sequence[App] = (),
         named: bool = False,
         workers: int | None = None,
         until_caught_up: bool = False,
@@ -116,7 +118,7 @@ class Supervisor:
         self._attended = tuple(attended)
         self._jobs = tuple(jobs)
         members: list[Member] = [
-            *self._groups, *self._projectors, *self._attended, *self._jobs
+            *self._groups, *self._projectors, *self._attended, *self._jobs, *apps
         ]  # fmt: skip
         self._topics = topics
         self._until_caught_up = until_caught_up
@@ -130,9 +132,11 @@ class Supervisor:
                 start_at=_NEVER if named and until_caught_up and isinstance(member, Job) else 0.0,
             )
             for member in members
-            for count in [1 if isinstance(member, Job) else workers or member.workers]
+            for count in [1 if isinstance(member, Job | App) else workers or member.workers]
             for number in range(count)
         ]
+        self._awaited = [c for c in self._children if not isinstance(c.group, App)]
+        self._awaited = self._awaited or self._children
         self._waits_for_windows = any(child.attended for child in self._children)
         self._duties: dict[str, Duty] = {}
         self._looked_at = 0.0  # when the look at duties began
@@ -166,7 +170,7 @@ class Supervisor:
                     if self._looks >= 2 and self._jobs_have_run():
                         waiting = self._waiting()
                         code = Exit.WAITS if waiting else Exit.DONE
-                    elif all(child.done or child.state == "stopped" for child in self._children):
+                    elif all(child.done or child.state == "stopped" for child in self._awaited):
                         waiting = self._idle()
                         code = Exit.WAITS if waiting else Exit.DONE
             finally:

@@ -90,6 +90,7 @@ class World:
                 "project": self.project,
                 "kafka.bootstrap_servers": kafka,
                 "postgres.dsn": postgres,
+                "status.enabled": False,  # no test needs it beside what it looks at
                 **(flags or {}),
             }
         )

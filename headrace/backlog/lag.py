@@ -20,7 +20,7 @@ from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.scheduling import report, units
 from headrace.stream import clients, topology
-from headrace.stream.topology import Job, Projector, Topology
+from headrace.stream.topology import App, Job, Projector, Topology
 
 OLDEST_SECONDS = 5.0  # the longest to wait for the times of unread messages
 
@@ -69,15 +69,18 @@ class Reader:
         projectors: bool = False,
     ) -> list[GroupLag]:
         """One sample. `times` also reads when the next unread messages were written; `projectors`
-        tells of them and of jobs too where no group is named."""
-        named: list[Projector | Job] = []
+        tells of them, of jobs and of apps too where no group is named."""
+        named: list[Projector | Job | App] = []
         rest: list[str] = []
         for name in groups or ():
+            found: Projector | Job | App | None
             found = self.topology.projector(name) or self.topology.job(name)
+            found = found or self.topology.app(name)
             named += [found] if found else []
             rest += [] if found else [name]
         if projectors and not groups:
-            named = [*self.topology.projectors.values(), *self.topology.jobs.values()]
+            others = (self.topology.projectors, self.topology.jobs, self.topology.apps)
+            named = [other for kind in others for other in kind.values()]
         try:
             return self._read(rest if groups else None, members, times, named)
         except KafkaException as error:
@@ -90,7 +93,7 @@ class Reader:
         groups: Sequence[str] | None,
         members: bool,
         times: bool,
-        others: Sequence[Projector | Job],
+        others: Sequence[Projector | Job | App],
     ) -> list[GroupLag]:
         upstream = upstream_of(self.topology)
         chosen = self.topology.groups if groups is None else groups
@@ -140,7 +143,7 @@ class Reader:
             samples = [self._with_times(group) for group in samples]
         asked = {other.short: self._other(other) for other in others}
         samples += asked.values()
-        upstream |= {other.short: above for other in others}
+        upstream |= {o.short: () if isinstance(o, App) else above for o in others}
         found = []
         for group in settle(samples, upstream, self.stall_seconds):
             if group.kind == "projector":
@@ -151,10 +154,42 @@ class Reader:
                 found.append(group)
         return found
 
-    def _other(self, other: Projector | Job) -> GroupLag:
+    def _other(self, other: Projector | Job | App) -> GroupLag:
         if isinstance(other, Job):
             return jobs.read(self.settings, other)
+        if isinstance(other, App):
+            return self._app(other)
         return projection.read(self.settings, other)
+
+    def _app(self, app: App) -> GroupLag:
+        """An app commits what it has read, not the markers of transactions behind it: so where it
+        is behind, it is looked whether there is any message."""
+        there = self._admin.topics()
+        places = [(t.name, n) for t in app.reads for n in range(there.get(t.name, 0))]
+        committed = self._admin.committed(app.name, places)
+        ends = self._admin.ends(places, stable=True)
+        highs = self._admin.ends(places, stable=False)
+        starts = self._admin.starts(places)
+        rows = [
+            PartitionLag(t, n, starts[t, n], ends[t, n], highs[t, n], committed.get((t, n)))
+            for t, n in places
+        ]
+        self._read_times([p for p in rows if p.lag], keep=True)
+        for index, p in enumerate(rows):
+            at = (p.topic, p.partition, p.position)
+            if p.lag and at in self._times:
+                oldest = self._times[at]
+                read = replace(p, end=p.position, high=p.position + p.open)
+                rows[index] = read if oldest is None else replace(p, oldest_ms=oldest)
+        return GroupLag(
+            app.short,
+            app.name,
+            "app",
+            "always",
+            tuple(rows),
+            len(self._admin.members(app.name)),
+            at_ms=int(time.time() * 1000),
+        )
 
     def rated(self, before: Sequence[GroupLag], after: Sequence[GroupLag]) -> list[GroupLag]:
         """`after` with the rates since `before`, and the states that follow from them."""
@@ -193,10 +228,11 @@ class Reader:
         )
         return replace(group, partitions=rows)
 
-    def _read_times(self, behind: Iterable[PartitionLag]) -> None:
-        """Fill the memory of times; positions that nobody stands at any more are forgotten."""
+    def _read_times(self, behind: Iterable[PartitionLag], *, keep: bool = False) -> None:
+        """Fill the memory of times; positions that nobody stands at any more are forgotten, unless
+        they are to be kept."""
         wanted = {(p.topic, p.partition, p.position) for p in behind}
-        self._times = {at: ms for at, ms in self._times.items() if at in wanted}
+        self._times = {at: ms for at, ms in self._times.items() if ms and (keep or at in wanted)}
         todo = sorted(wanted - self._times.keys())
         if not todo:
             return

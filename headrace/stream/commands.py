@@ -25,7 +25,7 @@ from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import remaining
 from headrace.stream.signals import Signals
-from headrace.stream.topology import Group, Projector, Topic, Topology
+from headrace.stream.topology import App, Group, Projector, Topic, Topology
 
 if TYPE_CHECKING:
     from headrace.supervisor import Supervisor
@@ -116,6 +116,10 @@ def worker(
     projector = topology.projector(group)
     if projector is not None:
         _leave(_project(settings, topology, projector, slot, report, until_caught_up))
+    app = topology.app(group)
+    if app is not None:
+        _check_app(app, until_caught_up)
+        _leave(_run_app(settings, topology, app, slot, report))
     job = topology.job(group)
     if job is not None:
         from headrace.jobs import worker as jobs
@@ -270,6 +274,50 @@ def _project(
     )
 
 
+def _run_app(
+    settings: Settings,
+    topology: Topology,
+    app: App,
+    slot: int | None,
+    report: Callable[[dict[str, object]], None],
+) -> int:
+    """An app's worker."""
+    from headrace.stream import worker as workers
+
+    log.setup(settings, group=app.short)
+    if str(settings.home) not in sys.path:
+        sys.path.append(str(settings.home))
+    module = import_module(app.module)
+    return workers.serve(
+        settings,
+        app.short,
+        app.name,
+        lambda post: module.build(post, topology, app),
+        slot=slot,
+        report=report,
+    )
+
+
+def _check_app(app: App, until_caught_up: bool) -> None:
+    if until_caught_up:
+        raise HeadraceError(f"{app} has no end: run it without --until-caught-up")
+
+
+def choose_apps(
+    settings: Settings, topology: Topology, names: Sequence[str], until_caught_up: bool
+) -> list[App]:
+    """The apps to run: those named, else all; but nothing waits for them, so none of them is
+    brought where the run has an end, or is only for what others leave out."""
+    if names:
+        named = [app for name in names if (app := topology.app(name))]
+        for app in named:
+            _check_app(app, until_caught_up)
+        return named
+    if until_caught_up or settings.processing.mode == "batch" or not settings.status.enabled:
+        return []
+    return list(topology.apps.values())
+
+
 def supervised(
     settings: Settings,
     groups: Sequence[str],
@@ -300,9 +348,10 @@ def supervised(
         chosen = [group for group in members if group not in attended]
         jobs = list(topology.jobs_of(mode))
     projectors, waits = choose_projectors(settings, topology, groups)
+    apps = choose_apps(settings, topology, groups, until_caught_up)
     for line in waits:
         say(line)
-    if not chosen and not projectors and not attended and not jobs:
+    if not chosen and not projectors and not attended and not jobs and not (groups and apps):
         return None
     _prepare(settings, [*chosen, *attended], tables=bool(projectors or attended or jobs))
     read = {group.short: subscription(settings, topology, group) for group in chosen}
@@ -321,6 +370,7 @@ def supervised(
         projectors=projectors,
         attended=attended,
         jobs=jobs,
+        apps=apps,
         named=bool(groups),
         workers=workers,
         until_caught_up=until_caught_up,
