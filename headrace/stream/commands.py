@@ -345,7 +345,10 @@ def supervised(
     else:
         members = topology.mode(mode)
         attended = [group for group in members if units.scheduled(topology, files, group)]
-        chosen = [group for group in members if group not in attended]
+        named = [group.short for group in members] if mode == "batch" else []
+        stores = choose(topology, named, mode, only) if named else []
+        chosen = [group for group in (*members, *stores) if group not in attended]
+        chosen = list(dict.fromkeys(chosen))
         jobs = list(topology.jobs_of(mode))
     projectors, waits = choose_projectors(settings, topology, groups)
     apps = choose_apps(settings, topology, groups, until_caught_up)
