@@ -43,6 +43,9 @@ COMMANDS = {
     "gates": ("headrace.gates.commands:gates", "Whether what is stored is as good as it should be"),
     "trace": ("headrace.backlog.commands:trace", "Everything that is known of one record"),
     "doctor": ("headrace.backlog.commands:doctor", "What is wrong, and what to do about it"),
+    "dead": ("headrace.redo.commands:dead", "Dead letters: list, show, redrive"),
+    "requeue": ("headrace.redo.commands:requeue", "Have a stage do again what it misses"),
+    "upgrade": ("headrace.redo.commands:upgrade", "Have a stage do again what is older"),
     "search": ("headrace.search.commands:search", "Search the records by words and by meaning"),
     "snapshot": (
         "headrace.snapshots.commands:snapshot",

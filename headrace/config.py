@@ -161,6 +161,12 @@ class Search(Section):
     semantic_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a hybrid search's score
 
 
+class Redo(Section):
+    chunk: Annotated[int, Field(ge=1, le=10_000)] = 1_000  # records chosen and queued at a time
+    canary: Positive = 10  # dead letters that go first …
+    canary_survive: Annotated[float, Field(ge=0, le=1)] = 0.9  # … and the share that must live
+
+
 class Jobs(Section):
     statement_timeout: str = "2h"  # of each query of a job
 
@@ -237,6 +243,7 @@ class Settings(Section):
     embeddings: Embeddings = Embeddings()
     search: Search = Search()
     snapshots: Snapshots = Snapshots()
+    redo: Redo = Redo()
     jobs: Jobs = Jobs()
     metrics: Metrics = Metrics()
     gates: Gates = Gates()

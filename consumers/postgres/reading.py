@@ -17,13 +17,14 @@ from headrace.config import Settings
 from headrace.stream import schemas
 from headrace.stream.decode import Fault
 from headrace.stream.topology import Group, Topic, Topology
-from headrace.stream.wire import CE_SOURCE, HEADER, run_of
+from headrace.stream.wire import CE_SOURCE, HEADER, PLACE, Origin, run_of
 from headrace.vectors import space, unpacked
 
 OUTCOMES = frozenset({"ok", "drop", "dead", "deleted", "deferred"})
 VECTORS = "embeddings"  # the facet whose results carry vectors
 _ERRORS = "__connect.errors."
 _REASON = 500  # characters
+_KEY = 500  # characters of a message's key, as tables have it
 
 
 class Raw(NamedTuple):
@@ -37,7 +38,8 @@ class Raw(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """A row of dead_letters. `at` in milliseconds."""
+    """A row of dead_letters. `at` in milliseconds. `stood`: the incarnation of the topic and the
+    message's own time, of this group's own letters."""
 
     group: str
     topic: str
@@ -49,6 +51,18 @@ class Letter(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, str]
+    stood: tuple[str, int] | None = None
+
+
+class Redone(NamedTuple):
+    """A message of this group's redo topic, and where it stood first; it may have died again."""
+
+    group: str
+    key: str
+    topic: str
+    partition: int
+    offset: int
+    dead: bool
 
 
 class Receipt(NamedTuple):
@@ -58,13 +72,16 @@ class Receipt(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What a batch of messages says. `own` are the letters of this group among `letters`."""
+    """What a batch of messages says. `own` are the letters of this group among `letters`, `last`
+    the last place of an outcome where several of one record and stage came."""
 
     records: dict[str, Raw] = field(default_factory=dict)
     outcomes: dict[tuple[str, str], State] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     letters: list[Letter] = field(default_factory=list)
     own: list[str] = field(default_factory=list)
+    redone: list[Redone] = field(default_factory=list)
+    last: dict[tuple[str, str], Place] = field(default_factory=dict)
 
 
 Read = Callable[[Message, Batch], None]
@@ -85,8 +102,12 @@ class Reader:
         self._group = group
         self._topic_id = topic_id
         self._checks: dict[str, Callable[[Any], None]] = {}
-        self._reads: dict[str, Read] = {topic.name: self._read_for(topic) for topic in group.reads}
+        self._reads: dict[str, Read] = {
+            topic.name: self._read_for(topic, topic_id) for topic in group.reads
+        }
         self._reads[group.redo.name] = self._redo
+        self._again: dict[str, Read] = {}  # as `_reads`, of messages that stood in `_incarnation`
+        self._incarnation = ""
 
     def read(self, messages: Iterable[Message]) -> Batch:
         batch = Batch()
@@ -105,11 +126,19 @@ class Reader:
         """Make a message a dead letter of this group's own, at the place where it stood first."""
         topic, partition, offset = str(message.topic()), _int(message.partition()), _offset(message)
         headers = _headers(message)
+        stood: tuple[str, int] | None = None
         if topic == self._group.redo.name:
-            for name, content in headers:
+            origin = _origin(headers)
+            if origin is not None:
+                topic, partition, offset = _place(origin)
+                stood = (origin.topic_id, origin.at)
+            for name, content in () if origin is not None else headers:
                 found = _unpacked(content) if name == HEADER else None
                 if found is not None and _fits(found.input):
                     topic, partition, offset = found.input
+            self._note_redone(batch, message, (topic, partition, offset), dead=True)
+        elif topic in self._reads:
+            stood = (self._topic_id(topic), message.timestamp()[1])
         reason = _printable(reason)[:_REASON]
         batch.own.append(reason)
         batch.letters.append(
@@ -124,17 +153,18 @@ class Reader:
                 message.key(),
                 message.value(),
                 {_printable(name): _printable(content) for name, content in headers},
+                stood,
             )
         )
 
-    def _read_for(self, topic: Topic) -> Read:
+    def _read_for(self, topic: Topic, topic_id: Callable[[str], str]) -> Read:
         if topic.is_raw:
-            return self._raw(topic)
+            return self._raw(topic, topic_id)
         stage = self._topology.stage_of(topic)
         if stage is not None:
-            return self._enriched(topic, stage)
+            return self._enriched(topic, stage, topic_id)
         if topic.short == "runs":
-            return self._receipt(topic)
+            return self._receipt(topic, topic_id)
         owner = self._topology.group_of(topic)
         if owner is None or topic != owner.dlt:
             raise ValueError(f"{self._group.short} cannot store what stands on {topic.short}")
@@ -142,8 +172,8 @@ class Reader:
 
     # -- one kind of topic each
 
-    def _raw(self, topic: Topic) -> Read:
-        check, name, topic_id = self._check(topic), topic.name, self._topic_id
+    def _raw(self, topic: Topic, topic_id: Callable[[str], str]) -> Read:
+        check, name = self._check(topic), topic.name
 
         def read(message: Message, batch: Batch) -> None:
             value, text = _json(message)
@@ -162,8 +192,8 @@ class Reader:
 
         return read
 
-    def _enriched(self, topic: Topic, stage: Group) -> Read:
-        check, name, topic_id = self._check(topic), topic.name, self._topic_id
+    def _enriched(self, topic: Topic, stage: Group, topic_id: Callable[[str], str]) -> Read:
+        check, name = self._check(topic), topic.name
 
         def read(message: Message, batch: Batch) -> None:
             value, _ = _json(message)
@@ -179,7 +209,7 @@ class Reader:
 
         return read
 
-    def _receipt(self, topic: Topic) -> Read:
+    def _receipt(self, topic: Topic, topic_id: Callable[[str], str]) -> Read:
         check, name = self._check(topic), topic.name
 
         def read(message: Message, batch: Batch) -> None:
@@ -190,7 +220,7 @@ class Reader:
             if value.get("type") != "run":
                 return  # a progress note, of use to publishers only
             place = Place(
-                self._topic_id(name), _int(message.partition()), _offset(message),
+                topic_id(name), _int(message.partition()), _offset(message),
                 message.timestamp()[1],
             )  # fmt: skip
             stands = batch.receipts.get(value["run"])
@@ -226,7 +256,18 @@ class Reader:
         return read
 
     def _redo(self, message: Message, batch: Batch) -> None:
-        """A raw record or an outcome once more, as of the place where it stood first."""
+        """A message once more, as of the place where it stood first: with the headers that it had
+        then and `hr_at`, or a raw record or an outcome with its lineage alone."""
+        headers = _headers(message)
+        if any(name == PLACE for name, _ in headers):
+            origin = _origin(headers)
+            if origin is None:
+                raise Fault(f"its header {PLACE} cannot be read")
+            place = _place(origin)
+            self._incarnation = origin.topic_id
+            self._read_again(place[0])(_Stood(message, place, origin.at), batch)  # type: ignore[arg-type]
+            self._note_redone(batch, message, place)
+            return
         root, run, input_rank, _, _, (name, partition, offset) = lineage = _lineage(message)
         topic = self._topology.by_name(name)
         stage = self._topology.stage_of(topic) if topic else None
@@ -236,11 +277,28 @@ class Reader:
         self._check(topic)(value)
         if stage is None:
             _keep_record(batch, message, Raw(value, text, name, root, run))
+            self._note_redone(batch, message, (name, partition, offset))
             return
         # What a store reads has the rank that it was written with; what its own input was is lost.
         out = Place(self._topic_id(name), partition, offset, message.timestamp()[1])
         known = lineage._replace(input_rank=0, rank=input_rank)
         _keep_outcome(batch, message, stage, value, known, out)
+        self._note_redone(batch, message, (name, partition, offset))
+
+    def _read_again(self, name: str) -> Read:
+        if name not in self._again:
+            topic = next((topic for topic in self._group.reads if topic.name == name), None)
+            if topic is None:
+                raise Fault(f"its header {PLACE} names a topic that is not read: {name}"[:_REASON])
+            self._again[name] = self._read_for(topic, lambda _: self._incarnation)
+        return self._again[name]
+
+    def _note_redone(
+        self, batch: Batch, message: Message, place: tuple[str, int, int], *, dead: bool = False
+    ) -> None:
+        key = message.key()
+        name = key.decode(errors="replace") if isinstance(key, bytes) else key or ""
+        batch.redone.append(Redone(self._group.short, _printable(name)[:_KEY], *place, dead))
 
     def _check(self, topic: Topic) -> Callable[[Any], None]:
         name = topic.schema
@@ -323,7 +381,12 @@ def _keep_outcome(
     )
     key = (record_id, stage)
     stands = batch.outcomes.get(key)
-    batch.outcomes[key] = state if stands is None else merge(stands, state)
+    if stands is None:
+        batch.outcomes[key] = state
+        return
+    batch.outcomes[key] = merge(stands, state)
+    last = batch.last.get(key, stands.out)
+    batch.last[key] = out if out.after(last) else last
 
 
 def _vector(result: dict[str, Any]) -> Vector:
@@ -386,6 +449,46 @@ def _unpacked(packed: bytes | str | None) -> Lineage | None:
     # Names go into lines of COPY as they are; those that Kafka gives hold nothing else.
     names = topic_id + topic
     return lineage if names.isprintable() and "\\" not in names and "\0" not in run else None
+
+
+class _Stood:
+    """A message of the redo topic as it was read first; its bytes and headers are the same."""
+
+    def __init__(self, message: Message, place: tuple[str, int, int], at: int) -> None:
+        self.key, self.value, self.headers = message.key, message.value, message.headers
+        self._place = place
+        self._at = at
+
+    def topic(self) -> str:
+        return self._place[0]
+
+    def partition(self) -> int:
+        return self._place[1]
+
+    def offset(self) -> int:
+        return self._place[2]
+
+    def timestamp(self) -> tuple[int, int]:
+        return (1, self._at)
+
+
+def _origin(headers: Iterable[tuple[str, bytes | str | None]]) -> Origin | None:
+    """What `hr_at` says; None where there is none that can be read."""
+    for name, content in headers:
+        if name == PLACE:
+            try:
+                origin = Origin.unpack(content if isinstance(content, bytes) else b"")
+            except ValueError:  # UnicodeDecodeError is one
+                return None
+            names = origin.topic_id + origin.position.topic
+            plain = names.isprintable() and "\\" not in names  # they go into lines of COPY
+            return origin if plain and _fits(_place(origin)) and abs(origin.at) < 2**62 else None
+    return None
+
+
+def _place(origin: Origin) -> tuple[str, int, int]:
+    position = origin.position
+    return (position.topic, position.partition, position.offset)
 
 
 def _fits(place: tuple[str, int, int]) -> bool:

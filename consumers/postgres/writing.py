@@ -17,7 +17,7 @@ import orjson
 import psycopg
 
 from consumers.postgres.merge import Place, Served, State, merge
-from consumers.postgres.reading import Batch, Letter, Raw, Receipt
+from consumers.postgres.reading import Batch, Letter, Raw, Receipt, Redone
 from headrace.search import marks as search
 from headrace.slug import slug
 from headrace.stores.copying import NULL, copy, escaped
@@ -122,8 +122,28 @@ ON CONFLICT (record_id, space) DO UPDATE SET
   {", ".join(f'"{column}" = excluded."{column}"' for column in VECTOR[2:])}, stored_at = now()
 """
 
-_DELETE_REDO = """
-DELETE FROM redo r USING incoming_outcomes i WHERE r."group" = i.stage AND r.record_id = i.record_id
+# What stood before the order was given is no answer to it.
+_DELETE_ANSWERED = """
+DELETE FROM redo r
+USING unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[])
+   AS came (record_id, stage, topic_id, partition, "offset")
+WHERE r."group" = came.stage AND r.record_id = came.record_id
+  AND came."offset" >= coalesce(
+    (SELECT (o.ends #>> ARRAY[came.topic_id, came.partition])::bigint
+     FROM redo_orders o WHERE o.id = r.order_id), 0)
+"""
+
+_DELETE_REDONE = """
+DELETE FROM redo r USING unnest(%s::text[], %s::text[]) AS came ("group", record_id)
+WHERE r."group" = came."group" AND r.record_id = came.record_id
+"""
+
+_RESOLVE = """
+UPDATE dead_letters d SET resolved_at = now()
+FROM unnest(%s::text[], %s::text[], %s::integer[], %s::bigint[])
+  AS came ("group", topic, partition, "offset")
+WHERE d."group" = came."group" AND d.topic = came.topic AND d.partition = came.partition
+  AND d."offset" = came."offset" AND d.resolved_at IS NULL
 """
 
 _UPSERT_RUN = """
@@ -142,11 +162,11 @@ WHERE newer(excluded.topic_id, excluded."offset", excluded.appended,
 # A message that dies again after a redo is the same dead letter, with its latest reason.
 _UPSERT_LETTER = """
 INSERT INTO dead_letters AS d ("group", record_key, topic, partition, "offset", reason, exception,
-                               at, key, value, headers)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb)
+                               at, key, value, headers, topic_id, appended)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s)
 ON CONFLICT ("group", topic, partition, "offset") DO UPDATE SET
   reason = excluded.reason, exception = excluded.exception, at = excluded.at,
-  headers = excluded.headers
+  headers = excluded.headers, deaths = d.deaths + 1, resolved_at = NULL
 WHERE excluded.at > d.at
 """
 
@@ -245,6 +265,10 @@ class Writer:
                 connection.execute(_UPSERT_RECORDS.encode())
         if batch.outcomes:
             self._write_outcomes(connection, batch.outcomes)
+            if connection.execute("SELECT EXISTS (SELECT FROM redo)").fetchone() == (True,):
+                connection.execute(_DELETE_ANSWERED, _last_places(batch))
+        if batch.redone:
+            self._write_redone(connection, batch.redone)
         if self._marks:
             search.mark(connection, batch.records.keys() | {key for key, _ in batch.outcomes})
         with connection.cursor() as cursor:
@@ -260,11 +284,9 @@ class Writer:
     ) -> None:
         lines = [_outcome(came[key]) for key in sorted(came)]
         served: Iterable[State] = came.values()
-        redone = connection.execute("SELECT EXISTS (SELECT FROM redo)").fetchone() == (True,)
-        if redone or not self._eager_outcomes.copy(connection, "outcomes", OUTCOME, lines):
+        if not self._eager_outcomes.copy(connection, "outcomes", OUTCOME, lines):
             copy(connection, "incoming_outcomes", OUTCOME, lines)
             inserted = connection.execute(_INSERT_OUTCOMES.encode()).fetchall()
-            connection.execute(_DELETE_REDO)
             if len(inserted) < len(came):
                 rest = came.keys() - set(inserted)
                 served = [came[key] for key in inserted]
@@ -276,6 +298,14 @@ class Writer:
         if vectors:
             copy(connection, "incoming_vectors", VECTOR, vectors)
             connection.execute(_UPSERT_VECTORS.encode())
+
+    def _write_redone(self, connection: psycopg.Connection, redone: Sequence[Redone]) -> None:
+        """What this group did again: its order is answered, and what it took is no dead letter."""
+        keys = sorted({(one.group, one.key) for one in redone})
+        connection.execute(_DELETE_REDONE, [[k[0] for k in keys], [k[1] for k in keys]])
+        taken = sorted({(o.group, o.topic, o.partition, o.offset) for o in redone if not o.dead})
+        if taken:
+            connection.execute(_RESOLVE, [list(column) for column in zip(*taken, strict=True)])
 
     def _merge_outcomes(self, connection: psycopg.Connection, came: Sequence[State]) -> list[State]:
         """Merge into rows that stand; returns those whose mentions are now to be written."""
@@ -396,6 +426,19 @@ def _served_roots(states: Iterable[State]) -> list[list[Any]]:
         [state.stage for state in ordered],
         [root.topic_id if root else None for root in roots],
         [root.offset if root else None for root in roots],
+    ]
+
+
+def _last_places(batch: Batch) -> list[list[Any]]:
+    """Keys in order, and where the last outcome of each stands."""
+    ordered = sorted(batch.outcomes)
+    places = [batch.last.get(key) or batch.outcomes[key].out for key in ordered]
+    return [
+        [record_id for record_id, _ in ordered],
+        [stage for _, stage in ordered],
+        [place.topic_id for place in places],
+        [str(place.partition) for place in places],
+        [place.offset for place in places],
     ]
 
 
@@ -520,4 +563,6 @@ def _letter_row(letter: Letter) -> tuple[Any, ...]:
         letter.key,
         letter.value,
         orjson.dumps(letter.headers).decode(),
+        letter.stood[0] if letter.stood else None,
+        letter.stood[1] if letter.stood else None,
     )

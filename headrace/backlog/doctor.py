@@ -36,7 +36,7 @@ Offsets = dict[tuple[str, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    check: str  # servers, topics, retention, lag, offsets, records, runs, search
+    check: str  # servers, topics, retention, lag, offsets, records, redo, runs, search
     what: str
     do: str
     level: Literal["finding", "note"] = "finding"
@@ -112,6 +112,7 @@ def examine(settings: Settings) -> Diagnosis:
             with database.reading(settings) as connection:
                 sums += _sums(connection, reader.topology if reader else None, lags)
                 found += _unaccounted(sums, lags, reader.topology if reader else None)
+                found += _unsent(connection)
         except (HeadraceError, psycopg.Error) as error:
             found.append(_unreachable("PostgreSQL", error))
         else:
@@ -366,7 +367,7 @@ def _unaccounted(
             yield Finding(
                 "records",
                 f"{s.stage}: {lost:,} records are pending, but nothing is left to read",
-                "publish their files once more with `headrace publish --again`;"
+                f"queue them with `headrace requeue {s.stage} --missing`;"
                 f" `headrace sql \"SELECT record_id FROM stage_status WHERE stage = '{s.stage}'"
                 " AND status = 'pending'\"` lists them",
             )
@@ -381,10 +382,26 @@ def _unaccounted(
             yield Finding(
                 "records",
                 f"{s.stage}: {s.dead:,} records are dead",
-                '`headrace sql "SELECT reason, count(*) FROM dead_letters WHERE'
-                f' \\"group\\" = \'{s.stage}\' GROUP BY 1"` says why',
+                f"`headrace dead list {s.stage}` says why; once it is mended, `headrace dead redrive"
+                f" {s.stage}` gives them back",
                 level="note",
             )
+
+
+def _unsent(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Work that a killed command had noted to be done again."""
+    rows = connection.execute(
+        """SELECT q."group", o.kind, count(*) FROM redo q LEFT JOIN redo_orders o ON o.id = q.order_id
+           WHERE q.state = 'sending' AND q.queued_at < now() - interval '2 minutes'
+           GROUP BY 1, 2 ORDER BY 1, 2"""
+    ).fetchall()
+    for group, kind, count in rows:
+        command = {"dead": "dead redrive", "upgrade": "upgrade"}.get(kind, "requeue --missing")
+        yield Finding(
+            "redo",
+            f"{group}: {count:,} records were noted to be done again and perhaps not sent",
+            f"start the command once more, it goes on from there: `headrace {command}` for {group}",
+        )
 
 
 def _offsets(settings: Settings, reader: Reader) -> Iterator[Finding]:

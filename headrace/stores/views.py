@@ -20,6 +20,7 @@ class StageRow:
 
 
 NAMES = (
+    "letters",
     "metrics_current",
     "metrics_history",
     "platform_metrics",
@@ -82,6 +83,32 @@ JOIN dim_platform p ON p.id = r.platform_id
 GROUP BY m.type, m.name, p.name
 """
 
+# A letter's place is its input's, so an outcome of that input that is not dead has answered it. The
+# cause is the reason without what differs from letter to letter.
+LETTERS = r"""
+CREATE VIEW letters AS
+SELECT d.id, d."group", d.record_key, d.topic, d.partition, d."offset", d.reason, d.exception, d.at,
+       d.deaths, d.redriven_at,
+       CASE WHEN q.letter IS NOT NULL THEN 'queued'
+            WHEN d.resolved_at IS NOT NULL THEN 'done'
+            WHEN o.input_topic = d.topic AND o.input_partition = d.partition
+             AND o.input_offset = d."offset" AND o.outcome <> 'dead' THEN 'done'
+            WHEN r.deleted
+              OR r.topic = d.topic AND r.partition = d.partition AND r."offset" > d."offset"
+              OR o.input_topic = d.topic AND o.input_partition = d.partition
+                 AND o.input_offset > d."offset" THEN 'superseded'
+            ELSE 'open' END AS state,
+       left(regexp_replace(
+         CASE WHEN starts_with(d.reason, coalesce(d.exception, '')) THEN ''
+              ELSE d.exception || ': ' END
+         || CASE WHEN d.record_key <> '' THEN replace(d.reason, d.record_key, '…')
+                 ELSE d.reason END, '\d+', '#', 'g'), 160) AS cause
+FROM dead_letters d
+LEFT JOIN redo q ON q.letter = d.id
+LEFT JOIN records r ON r.id = d.record_key
+LEFT JOIN outcomes o ON o.record_id = d.record_key AND o.stage = d."group"
+"""
+
 COVERAGE = """
 CREATE VIEW coverage AS
 SELECT p.name AS platform, s.stage, count(*) AS records,
@@ -113,7 +140,7 @@ SELECT m.* FROM metrics m JOIN job_current c ON c.run = m.run
 
 def statements(stages: Sequence[StageRow], coverage_level: float) -> list[str]:
     """CREATE VIEW and COMMENT statements, in the order they need each other."""
-    made = [STAGE_STATUS, SERVED, _record_status(stages), _posts(stages), ENTITIES]
+    made = [STAGE_STATUS, SERVED, _record_status(stages), _posts(stages), ENTITIES, LETTERS]
     made += [_communities(stages), COVERAGE, _platform_metrics(stages, coverage_level)]
     made += [METRICS_HISTORY, METRICS_CURRENT]
     facets = {stage.facet for stage in stages}
@@ -332,6 +359,11 @@ def _comments(level: float) -> dict[str, str]:
         "posts": "Posts and comments, with names instead of ids and their sentiment and language",
         "posts.sentiment_stale": "The sentiment is of an earlier revision of the text",
         "entities": "Named entities with their mentions, per platform",
+        "letters": "Every dead letter: its state and cause; `headrace dead` lists and redrives them",
+        "letters.state": (
+            "open; queued: it is to be done again; done: it went through after all; superseded: "
+            "the record has a newer revision, or was deleted"
+        ),
         "communities": "Communities with counts of what is stored, and what was published of them",
         "coverage": "Per platform and stage: records = ok + dropped + dead + pending",
         "coverage.coverage": "ok / records that the stage does not drop; empty if it drops all",

@@ -22,6 +22,7 @@ from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    ConfigSource,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -195,6 +196,17 @@ def consumer_conf(settings: Settings, group: str, **over: Any) -> dict[str, Any]
     return conf
 
 
+def named(group: str, rank: int, version: str) -> str:
+    """How a stage's members call themselves: so anyone can ask the broker which version runs."""
+    return f"{group}/{rank}/{version}"
+
+
+def running(member: Member) -> tuple[int, str] | None:
+    """Rank and version of a stage's member; None where it does not tell."""
+    parts = member.client.split("/", 2)
+    return (int(parts[1]), parts[2]) if len(parts) == 3 and parts[1].isdigit() else None
+
+
 def admin(settings: Settings) -> Admin:
     return Admin(settings)
 
@@ -323,6 +335,54 @@ class Admin:
         ]
         with self._asking():
             futures = self._client.incremental_alter_configs(resources, request_timeout=TIMEOUT)
+            for future in futures.values():
+                future.result()
+
+    def own_configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The settings that topics have of their own; the others are the broker's."""
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
+        if not resources:
+            return {}
+        own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+        with self._asking():
+            futures = self._client.describe_configs(resources, request_timeout=TIMEOUT)
+            return {
+                resource.name: {
+                    name: entry.value
+                    for name, entry in future.result().items()
+                    if getattr(entry.source, "value", entry.source) == own
+                }
+                for resource, future in futures.items()
+            }
+
+    def restore_configs(self, before: Mapping[str, Mapping[str, str | None]]) -> None:
+        """Set single settings of topics to what they were; None: the topic had none of its own."""
+        if not before:
+            return
+        put, drop = AlterConfigOpType.SET, AlterConfigOpType.DELETE
+        resources = [
+            ConfigResource(
+                ResourceType.TOPIC,
+                name,
+                incremental_configs=[
+                    ConfigEntry(key, value, incremental_operation=drop if value is None else put)
+                    for key, value in config.items()
+                ],
+            )
+            for name, config in before.items()
+        ]
+        with self._asking():
+            futures = self._client.incremental_alter_configs(resources, request_timeout=TIMEOUT)
+            for future in futures.values():
+                future.result()
+
+    def delete_records(self, upto: Mapping[Partition, int]) -> None:
+        """Remove what stands before these offsets."""
+        if not upto:
+            return
+        wanted = [TopicPartition(*partition, offset) for partition, offset in upto.items()]
+        with self._asking():
+            futures = self._client.delete_records(wanted, request_timeout=TIMEOUT)
             for future in futures.values():
                 future.result()
 

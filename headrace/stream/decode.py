@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,7 +40,8 @@ class Input(NamedTuple):
 
     record   what a stage is asked about. Of a fault it says nothing
     answer   an outcome that needs no stage: deleted, or what an upstream outcome leads to
-    head     "revision;run;input rank" of the header `hr` that an outcome gets; empty for a fault
+    head     "revision;run;input rank" of the header `hr` that an outcome gets; a fault's may be
+             empty
     input    "topic:partition:offset" where the message stood first; the header's end
     fault    why this is no record; it has a dead letter and no outcome
     trace    the message's traceparent, if one came
@@ -101,8 +103,26 @@ class Decoder:
             try:
                 inputs.append(readers[topic](message))
             except Fault as fault:
-                inputs.append(_faulty(message, str(fault)))
+                inputs.append(self._faulty(message, str(fault)))
         return inputs
+
+    def _faulty(self, message: Message, fault: str) -> Input:
+        """What is no record may be one when it is done again, once the schema is mended, say: so
+        its revision is told where it is known, and the place where it stood first."""
+        topic: Any = message.topic()
+        head, position = "", f"{topic}:{message.partition()}:{message.offset()}"
+        if topic in self._raw:
+            place = f"{message.partition()}:{message.offset()}:{message.timestamp()[1]}"
+            run = self._run(_header(message, CE_SOURCE))
+            head = f"{self._topic_id(topic)}:{place};{run};0"
+        else:
+            with suppress(Fault):
+                was = _lineage(message)
+                if topic != self._redo:
+                    head = _behind(was)
+                elif self._topology.by_name(was.topic) is not None and len(was.position) < 300:
+                    head, position = was.head, was.position
+        return Input(message, NO_RECORD, None, head, position, fault[:_SHOWN])
 
     def _reader(self, topic: str) -> Reader:
         if topic not in self._raw:
@@ -179,10 +199,13 @@ class Decoder:
 def _read_envelope(message: Message) -> Input:
     was = _lineage(message)
     record, answer = _enveloped(message)
-    # The rank that it was written with is the rank of our input.
-    head = f"{was.head.rpartition(';')[0]};{was.rank}"
     position = f"{message.topic()}:{message.partition()}:{message.offset()}"
-    return Input(message, record, answer, head, position, None, was.trace)
+    return Input(message, record, answer, _behind(was), position, None, was.trace)
+
+
+def _behind(was: _Packed) -> str:
+    """The head of what comes of an envelope: the rank that it was written with is our input's."""
+    return f"{was.head.rpartition(';')[0]};{was.rank}"
 
 
 def _enveloped(message: Message) -> tuple[Record, Outcome | None]:
@@ -260,6 +283,6 @@ def _wrong_key(message: Message) -> str:
     return "its key is not the record's id" if message.key() else "it has no key"
 
 
-def _faulty(message: Message, fault: str) -> Input:
-    position = f"{message.topic()}:{message.partition()}:{message.offset()}"
-    return Input(message, NO_RECORD, None, "", position, fault[:_SHOWN])
+def _header(message: Message, wanted: str) -> bytes | None:
+    headers: Any = message.headers()
+    return next((content for name, content in headers or () if name == wanted), None)

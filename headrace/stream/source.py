@@ -56,6 +56,7 @@ class Source:
               again. Left out: Kafka's own commits.
     stopping  ends long waits early
     on_lost   hears how many messages were gone before the group came to them
+    client    how this member calls itself to the broker; left out: the project's name
 
     Every method that talks to the broker raises KafkaException; `faults.passes` says which of them
     are worth waiting for.
@@ -72,6 +73,7 @@ class Source:
         start: Start | None = None,
         stopping: Callable[[], bool] = lambda: False,
         on_lost: Callable[[int], object] = lambda messages: None,
+        client: str | None = None,
     ) -> None:
         self.group = group
         self.topics = {topic.name: topic for topic in topics}
@@ -80,7 +82,7 @@ class Source:
         self._admin = admin
         self._start = start or self._committed
         self._stopping = stopping
-        conf = clients.consumer_conf(settings, group)
+        conf = clients.consumer_conf(settings, group, **({"client.id": client} if client else {}))
         strategy = str(conf.get("partition.assignment.strategy", ""))
         self._incremental = conf["group.protocol"] == "consumer" or "cooperative" in strategy
         self._consumer = Consumer(conf)

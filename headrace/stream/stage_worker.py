@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -98,6 +99,7 @@ class StageLoop:
             place.admin,
             stopping=place.stopping,
             on_lost=place.metrics.lost.inc,
+            client=clients.named(group.name, group.rank, self._version),
         )
         self._decoder = Decoder(
             settings, place.topology, group, place.topics, self._source.topic_id
@@ -238,6 +240,7 @@ class StageLoop:
         rank, outputs, written = self._group.rank, self._outputs, self._written
         letters: list[DeadLetter] = []
         counts = dict.fromkeys(_COUNTED.values(), 0)
+        platforms: dict[str, Counter[str]] = {}
         for input in inputs:
             message, record, answer, head, position, fault, trace = input
             if fault is not None:
@@ -250,6 +253,10 @@ class StageLoop:
                 continue
             value, (kind, _, reason, parts) = written(record, verdict, at)
             counts[_COUNTED[kind]] += 1
+            mine = platforms.get(record.platform)
+            if mine is None:
+                mine = platforms[record.platform] = Counter()
+            mine[_COUNTED[kind]] += 1
             if kind == "dead":
                 letters.append(DeadLetter(input, (reason or "").partition(":")[0], reason or ""))
             own = ",".join(parts) if parts else ""
@@ -262,7 +269,7 @@ class StageLoop:
         limits.add(len(inputs), [letter.reason for letter in letters])
         for letter in letters:
             yield self._letter(letter)
-        yield self._event(cut, at, counts)
+        yield self._event(cut, at, counts, platforms)
         self._counts, self._limits_after = counts, limits
 
     def _ask(self, records: list[Record]) -> list[Outcome]:
@@ -362,7 +369,9 @@ class StageLoop:
             headers.append((HEADER, input.header(self._group.rank)))
         return (self._letters.name, message.key(), value, headers)
 
-    def _event(self, cut: Cut, at: str, counts: dict[str, int]) -> Outgoing:
+    def _event(
+        self, cut: Cut, at: str, counts: dict[str, int], platforms: dict[str, Counter[str]]
+    ) -> Outgoing:
         group = self._group.short
         inputs = [
             {"topic": topic, "partition": partition, "from": cut.before[topic, partition], "to": to}
@@ -378,6 +387,7 @@ class StageLoop:
             "version": self._version,
             "records": len(cut.messages),
             **counts,
+            "platforms": {name: dict(own) for name, own in platforms.items()},
             "seconds": round(time.perf_counter() - self._started, 6),
             "inputs": inputs,
         }

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HEADER = "hr"
+PLACE = "hr_at"  # on a store's redo topic, beside the headers that the message first had
 CE_ID, CE_SOURCE, CE_TYPE, CE_SPEC = "ce_id", "ce_source", "ce_type", "ce_specversion"
 TRACEPARENT = "traceparent"
 
@@ -93,6 +94,25 @@ class Lineage:
             tuple(parts.split(",")) if parts else (),
             Position.parse(position),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message stood that a store is to read once more, as the header `hr_at` says it:
+    `topic:partition:offset;topic id;time in milliseconds`."""
+
+    position: Position
+    topic_id: str
+    at: int
+
+    def pack(self) -> bytes:
+        return f"{self.position};{self.topic_id};{self.at}".encode()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Origin:
+        """Raises ValueError where the bytes are not such a header."""
+        position, topic_id, at = packed.decode().split(";")
+        return cls(Position.parse(position), topic_id, int(at))
 
 
 def run_of(source: str) -> str:

@@ -234,7 +234,7 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(world: World) -> None:
         " appended) SELECT 'post:reddit:x', 'post', id, %s, 'x', 0, 0, 0 FROM dim_platform",
         [topic],
     )
-    assert said("text: 1 records are pending", "publish --again")
+    assert said("text: 1 records are pending", "requeue text --missing")
     world.sql("DELETE FROM records")
 
     # A store's offsets are PostgreSQL's; Kafka has a copy.

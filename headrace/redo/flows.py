@@ -1,0 +1,384 @@
+"""The three ways back, from first to last: redrive, requeue, upgrade.
+
+Each may be killed at any instant and started again: it first sends what its predecessor had noted,
+and then goes on with what is not queued yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from headrace.config import Settings
+from headrace.errors import HeadraceError
+from headrace.redo import choosing, letters, pace
+from headrace.redo.choosing import Choice, Target, Wanted
+from headrace.redo.messages import inputs
+from headrace.redo.sending import Line, Sender, Sent
+from headrace.redo.standing import POLL_SECONDS, Standing
+from headrace.stream import clients
+from headrace.stream.topology import Group, Topology
+
+_LOOK_SECONDS = 5.0  # between two looks for rows that no outcome will remove
+
+
+class Tell(Protocol):
+    """Who hears how it goes: a step's name with its total, each advance, single lines."""
+
+    def step(self, name: str, total: int | None) -> None: ...
+
+    def advance(self, done: int) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
+@dataclass
+class Report:
+    """What a command did. `left_out`: nothing could be sent of them any more, or they were queued
+    by another. `died`: reasons of a canary, or of what was waited for."""
+
+    group: str
+    kind: str
+    found: int = 0
+    queued: int = 0
+    resent: int = 0
+    left_out: int = 0
+    canary: int = 0
+    survived: int = 0
+    stopped: bool = False
+    timed_out: bool = False
+    died: list[str] = field(default_factory=list)
+    still_dead: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def sent(self, sent: Sent) -> None:
+        self.queued += sent.queued
+        self.left_out += sent.left_out
+
+
+def stage_of(topology: Topology, short: str) -> Group:
+    """Raises HeadraceError where it is no stage."""
+    group = topology.group(short)
+    if group.kind != "stage":
+        raise HeadraceError(
+            f"{group.short} is a store, not a stage: it does again what `headrace dead redrive"
+            f" {group.short}` gives it"
+        )
+    return group
+
+
+# -- dead letters
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """So many letters go first (0: none), and this share of them must not die again."""
+
+    letters: int
+    survive: float
+
+
+def redrive(
+    settings: Settings,
+    topology: Topology,
+    group: Group,
+    filters: letters.Filters,
+    canary: Canary,
+    tell: Tell,
+    *,
+    limit: int | None = None,
+    timeout: float | None = None,
+    wait: bool = False,
+) -> Report:
+    """Give dead letters back to their group; stops where the canary dies."""
+    report = Report(group.short, "dead")
+    dead = letters.Dead(group, filters, topology)
+    with Sender(settings, topology, group) as sender:
+        report.resent = sender.resend().queued
+        standing = Standing(sender.admin, sender.connection, topology, group)
+        standing.drop_unanswered()
+        report.found = dead.count(sender.connection)
+        lines = (line for page in dead.pages(sender.connection, sender.chunk) for line in page)
+        lines = islice(lines, limit)
+        waited: list[int] = []
+        sender.begin("dead", f"redrive {filters.cause or 'all'}")
+        if canary.letters:
+            waited = dead.queued(sender.connection, canary.letters)
+            first = list(islice(lines, max(0, canary.letters - len(waited))))
+            report.sent(sender.send(first))
+            waited += [line.letter for line in first if line.letter is not None]
+            report.canary = len(waited)
+            if waited and not _survives(sender, standing, waited, canary, tell, report, timeout):
+                sender.end()
+                report.stopped = True
+                return report
+        _send_all(sender, lines, min(report.found, limit or report.found), tell, report)
+        sender.end()
+        if wait:
+            _wait_for_answers(sender, standing, tell, report, timeout)
+            report.still_dead = dead.count(sender.connection)
+    return report
+
+
+def _survives(
+    sender: Sender,
+    standing: Standing,
+    sent: Sequence[int],
+    canary: Canary,
+    tell: Tell,
+    report: Report,
+    timeout: float | None,
+) -> bool:
+    """Wait until the canary's outcomes are known; whether enough of it lives."""
+    group = sender.group
+    tell.step(f"{group.short}: canary", len(sent))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    looker = _Looker(standing, group, tell)
+    while True:
+        found, open_ = letters.answers(sender.connection, sent)
+        tell.advance(len(found))
+        if not open_:
+            break
+        if deadline is not None and time.monotonic() > deadline:
+            report.timed_out = True
+            return False
+        looker.look()
+        time.sleep(POLL_SECONDS)
+    report.survived = sum(answer.survived for answer in found)
+    report.died = [f"{a.record}: {a.reason}" for a in found if not a.survived]
+    return not found or report.survived >= canary.survive * len(found)
+
+
+# -- what a stage misses
+
+
+def requeue(
+    settings: Settings,
+    topology: Topology,
+    group: Group,
+    tell: Tell,
+    *,
+    platforms: Sequence[str] = (),
+    limit: int | None = None,
+    deferred: bool = False,
+    reason: str = "missing",
+    dry_run: bool = False,
+    timeout: float | None = None,
+    wait: bool = False,
+) -> Report:
+    """Have a stage do the records that it has passed and has no answer for."""
+    report = Report(group.short, "missing")
+    with Sender(settings, topology, group) if not dry_run else _looking(
+        settings, topology, group
+    ) as sender:
+        if not dry_run:
+            report.resent = sender.resend().queued
+        standing = Standing(sender.admin, sender.connection, topology, group)
+        # In this order: all that it made of what it has committed stands before these ends.
+        reach = standing.reach()
+        standing.wait_for_store(standing.written(), tell.say)
+        if not dry_run:
+            standing.drop_unanswered()
+        choice = choosing.missing(
+            group, inputs(topology, group), reach, platforms=platforms, deferred=deferred
+        )
+        report.found = choice.count(sender.connection)
+        if not dry_run:
+            _queue_chosen(sender, choice, "missing", reason, limit, tell, report)
+            if wait:
+                _wait_for_answers(sender, standing, tell, report, timeout)
+    return report
+
+
+# -- what an older version made
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an upgrade would do: `records` at `rate` a second (None: not known), by `workers`."""
+
+    target: Target
+    records: int
+    rate: float | None
+    workers: int
+
+    @property
+    def seconds(self) -> float | None:
+        return self.records / self.rate if self.rate else None
+
+
+class Upgrade:
+    """One upgrade: first estimate, then run. Use `with`; with `dry_run` nothing is changed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        group: Group,
+        wanted: Wanted,
+        tell: Tell,
+        *,
+        dry_run: bool = False,
+    ) -> None:
+        self._tell = tell
+        self._settings = settings
+        self._topology = topology
+        self._group = group
+        self._wanted = wanted
+        self._dry_run = dry_run
+        made = _looking if dry_run else Sender
+        self._sender: Sender = made(settings, topology, group)
+        self.report = Report(group.short, "upgrade")
+
+    def __enter__(self) -> Upgrade:
+        self._sender.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sender.close()
+
+    def estimate(self) -> Estimate:
+        """How much there is to do. Raises HeadraceError where the group runs another version than
+        topics.yaml says, or the store has its outcomes to read and does not run."""
+        sender, group = self._sender, self._group
+        members = sender.admin.members(group.name)
+        self._target = target_of(group, members)
+        self._standing = Standing(sender.admin, sender.connection, self._topology, group)
+        self._standing.wait_for_store(self._standing.written(), self._tell.say)
+        if not self._dry_run:
+            self.report.resent = sender.resend().queued
+            self._standing.drop_unanswered()
+        self._choice = choosing.older(group, self._target, self._wanted)
+        self.report.found = self._choice.count(sender.connection)
+        rate = pace.per_second(self._settings, sender.admin, self._topology, group)
+        workers = len(members) or group.workers
+        return Estimate(self._target, self.report.found, rate and rate * workers, workers)
+
+    def run(
+        self, *, limit: int | None = None, wait: bool = False, timeout: float | None = None
+    ) -> Report:
+        reason = f"upgrade to {self._target.version}"
+        choice, report, tell = self._choice, self.report, self._tell
+        _queue_chosen(self._sender, choice, "upgrade", reason, limit, tell, report)
+        if wait:
+            _wait_for_answers(self._sender, self._standing, tell, report, timeout)
+        return report
+
+
+def target_of(group: Group, members: Sequence[clients.Member]) -> Target:
+    """The version that the group's workers say they run, else the declared one (a group that does
+    not run starts with it). Raises HeadraceError where its workers run another one."""
+    told = {found for member in members if (found := clients.running(member)) is not None}
+    declared = (group.rank, group.version)
+    others = {run for run in told if (run[0], run[1].partition("+")[0]) != declared}
+    if others:
+        rank, version = min(others)
+        raise HeadraceError(
+            f"restart {group.short} with its new version first: topics.yaml says version"
+            f" {group.version} (rank {group.rank}), its workers run {version} (rank {rank})"
+        )
+    if len(told) > 1:
+        versions = " and ".join(sorted(version for _, version in told))
+        raise HeadraceError(
+            f"restart {group.short} with one version first: its workers run {versions}"
+        )
+    if told:
+        rank, version = told.pop()
+        return Target(rank, version, whole=True)
+    return Target(group.rank, group.version, whole=False)
+
+
+# -- what they share
+
+
+class _Looker:
+    """Looks now and then whether anybody works, and clears away what no outcome will answer."""
+
+    def __init__(self, standing: Standing, group: Group, tell: Tell) -> None:
+        self._standing = standing
+        self._groups = {group.short: group, standing.store.short: standing.store}
+        self._tell = tell
+        self._looked = time.monotonic()
+        self._said = ""
+
+    def look(self) -> None:
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self._standing.drop_unanswered()
+        groups = self._groups.values()
+        away = [group.short for group in groups if not self._standing.is_running(group)]
+        said = f"{' and '.join(away)} not running: `headrace run {' '.join(away)}`" if away else ""
+        if said and said != self._said:
+            self._tell.say(said)
+        self._said = said
+
+
+class _Looking(Sender):
+    """Changes nothing, and needs no lock."""
+
+    def __enter__(self) -> _Looking:
+        return self
+
+
+def _looking(settings: Settings, topology: Topology, group: Group) -> Sender:
+    return _Looking(settings, topology, group)
+
+
+def _queue_chosen(
+    sender: Sender,
+    choice: Choice,
+    kind: str,
+    reason: str,
+    limit: int | None,
+    tell: Tell,
+    report: Report,
+) -> None:
+    if not report.found:
+        return
+    sender.begin(kind, reason)
+    lines = (line for page in choice.pages(sender.connection, sender.chunk) for line in page)
+    total = min(report.found, limit or report.found)
+    _send_all(sender, islice(lines, limit), total, tell, report)
+    sender.end()
+
+
+def _send_all(
+    sender: Sender, lines: Iterator[Line], total: int, tell: Tell, report: Report
+) -> None:
+    if not total:
+        return
+    tell.step(f"{sender.group.short}: queued", total)
+    while chunk := list(islice(lines, sender.chunk)):
+        report.sent(sender.send(chunk))
+        tell.advance(report.queued + report.left_out)
+
+
+def _wait_for_answers(
+    sender: Sender, standing: Standing, tell: Tell, report: Report, timeout: float | None
+) -> None:
+    """Until the outcome of all that is queued for the group is stored."""
+    group = sender.group
+    query = 'SELECT count(*) FROM redo WHERE "group" = %s'
+    deadline = None if timeout is None else time.monotonic() + timeout
+    looker = _Looker(standing, group, tell)
+    total: int | None = None
+    while True:
+        row = sender.connection.execute(query, [group.short]).fetchone()
+        left = int(row[0]) if row else 0
+        if total is None:
+            total = left
+            tell.step(f"{group.short}: done again", total)
+        tell.advance(max(0, total - left))
+        if not left:
+            return
+        if deadline is not None and time.monotonic() > deadline:
+            report.timed_out = True
+            return
+        looker.look()
+        time.sleep(POLL_SECONDS)

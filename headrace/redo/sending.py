@@ -1,0 +1,297 @@
+"""Putting work on `<group>.redo`, so that a kill at any instant loses nothing.
+
+    note    rows of table redo, state `sending`, in a transaction of their own
+    send    the messages, and wait until the broker has all of them
+    mark    the rows `queued`
+
+Whoever comes next sends what still stands as `sending` again. An outcome that was made after the
+order began removes its row, in whichever state it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, Self
+
+import orjson
+import psycopg
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from headrace.config import Settings
+from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.redo.messages import Maker, Redo
+from headrace.stores import migrate, postgres
+from headrace.stream import clients, topics
+from headrace.stream.topology import Group, Topology
+
+FLUSH_SECONDS = 60.0
+
+_NOTE = """
+INSERT INTO redo ("group", record_id, reason, order_id, letter, state)
+SELECT %s, noted.id, %s, %s, noted.letter, 'sending'
+FROM unnest(%s::text[], %s::bigint[]) AS noted (id, letter)
+ORDER BY noted.id
+ON CONFLICT DO NOTHING
+RETURNING record_id
+"""
+
+# A row that a store is removing this moment is left to it.
+_MARK = """
+UPDATE redo r SET state = 'queued', queued_at = now()
+FROM (SELECT record_id FROM redo
+      WHERE "group" = %(group)s AND record_id = ANY(%(ids)s) AND state = 'sending'
+      ORDER BY record_id FOR UPDATE SKIP LOCKED) mine
+WHERE r."group" = %(group)s AND r.record_id = mine.record_id
+"""
+
+_MARK_ALL = """
+UPDATE redo SET state = 'queued', queued_at = now()
+WHERE "group" = %s AND order_id = %s AND state = 'sending'
+"""
+
+_DROP = """
+DELETE FROM redo WHERE "group" = %s AND record_id = ANY(%s) AND state = 'sending'
+"""
+
+_LEFT_BEHIND = """
+SELECT q.record_id, q.letter, coalesce(octet_length(r.value), length(d.value), 0)
+FROM redo q
+LEFT JOIN records r ON q.letter IS NULL AND r.id = q.record_id
+LEFT JOIN dead_letters d ON d.id = q.letter
+WHERE q."group" = %s AND q.state = 'sending' AND q.record_id > %s
+ORDER BY q.record_id LIMIT %s
+"""
+
+
+class Sent(NamedTuple):
+    """`queued` stand on the redo topic; of the others nothing can be read any more, or another
+    command had queued them."""
+
+    queued: int
+    left_out: int
+
+    def __add__(self, other: Sent) -> Sent:  # type: ignore[override]
+        return Sent(self.queued + other.queued, self.left_out + other.left_out)
+
+
+class Line(NamedTuple):
+    """What is to be queued: a record, and the dead letter if it is one; bytes of its value."""
+
+    record_id: str
+    size: int = 0
+    letter: int | None = None
+
+
+class Sender:
+    """Queues work of one group. One command at a time may: raises HeadraceError where another
+    does. Use `with`; `connection` is in autocommit mode and may be asked other things."""
+
+    def __init__(self, settings: Settings, topology: Topology, group: Group) -> None:
+        self.settings = settings
+        self.topology = topology
+        self.group = group
+        self.chunk = settings.redo.chunk
+        self._order: int | None = None
+        self._failed: KafkaError | None = None
+        self.admin = clients.admin(settings)
+        try:
+            topics.ensure(settings, topology, self.admin)
+            migrate.upgrade(settings, topology)
+            self.connection = postgres.connect(
+                settings, autocommit=True, application=f"headrace redo {group.short}"
+            )
+        except BaseException:
+            self.admin.close()
+            raise
+        self._topic_ids = self.admin.topic_ids()
+        self._make = Maker(self.connection, topology, group, self._topic_ids)
+        self._producer: Producer | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            lock(self.connection, self.settings, self.group)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.connection.close()  # and with it the lock
+        self.admin.close()
+
+    def resend(self, tell: Callable[[int], object] = lambda done: None) -> Sent:
+        """What a killed command had noted, once more."""
+        total, after = Sent(0, 0), ""
+        while rows := self.connection.execute(
+            _LEFT_BEHIND, [self.group.short, after, self.chunk]
+        ).fetchall():
+            lines = [Line(record_id, size, letter) for record_id, letter, size in rows]
+            total += self._send(lines)
+            after = lines[-1].record_id
+            tell(total.queued)
+        return total
+
+    def begin(self, kind: str, reason: str) -> None:
+        """What is queued from now on belongs to a new order."""
+        names = [topic.name for topic in self.group.outputs]
+        partitions = [(name, n) for name, count in self._partitions(names) for n in range(count)]
+        ends: dict[str, dict[str, int]] = {}
+        for (name, number), end in self.admin.ends(partitions, stable=False).items():
+            ends.setdefault(self._topic_ids[name], {})[str(number)] = end
+        row = self.connection.execute(
+            'INSERT INTO redo_orders ("group", kind, reason, ends) VALUES (%s, %s, %s, %s::jsonb)'
+            " RETURNING id",
+            [self.group.short, kind, reason, orjson.dumps(ends).decode()],
+        ).fetchone()
+        assert row is not None
+        self._reason, self._order = reason, int(row[0])
+
+    def send(self, lines: Sequence[Line]) -> Sent:
+        """Queue a chunk; what is queued already is left out."""
+        assert self._order is not None, "begin an order first"
+        if not lines:
+            return Sent(0, 0)
+        by_id = {line.record_id: line for line in lines}
+        noted = postgres.again(lambda: self._note(list(by_id.values())))
+        sent = self._send([line for name, line in by_id.items() if name in noted])
+        self.connection.execute(
+            "UPDATE redo_orders SET queued = queued + %s WHERE id = %s", [sent.queued, self._order]
+        )
+        return Sent(sent.queued, len(lines) - sent.queued)
+
+    def end(self) -> None:
+        """The order is complete: whatever of it stands in the table stands on the topic."""
+        if self._order is not None:
+            parameters = [self.group.short, self._order]
+            postgres.again(lambda: self.connection.execute(_MARK_ALL, parameters))
+            self.connection.execute(
+                "UPDATE redo_orders SET ended_at = now() WHERE id = %s", [self._order]
+            )
+            self._order = None
+
+    # -- one chunk
+
+    def _note(self, lines: Sequence[Line]) -> set[str]:
+        rows = self.connection.execute(
+            _NOTE,
+            [
+                self.group.short,
+                self._reason,
+                self._order,
+                [line.record_id for line in lines],
+                [line.letter for line in lines],
+            ],
+        ).fetchall()
+        return {str(row[0]) for row in rows}
+
+    def _send(self, lines: Sequence[Line]) -> Sent:
+        made: set[str] = set()
+        letters = {line.letter: line for line in lines if line.letter is not None}
+        records = [line for line in lines if line.letter is None]
+        if letters:
+            found = self._make.letters(list(letters), [line.size for line in letters.values()])
+            for message in found:
+                self._produce(message)
+                made.add(letters[int(message.name)].record_id)
+        if records:
+            ids = [line.record_id for line in records]
+            for message in self._make.records(ids, [line.size for line in records]):
+                self._produce(message)
+                made.add(str(message.name))
+        self._flush()
+        mine: dict[str, Any] = {"group": self.group.short, "ids": sorted(made)}
+        postgres.again(lambda: self.connection.execute(_MARK, mine))
+        if letters:
+            self.connection.execute(
+                "UPDATE dead_letters SET redriven_at = now() WHERE id = ANY(%s)",
+                [[number for number, line in letters.items() if line.record_id in made]],
+            )
+        gone = [line.record_id for line in lines if line.record_id not in made]
+        if gone:  # deleted meanwhile, or nothing is left of what it was made from
+            postgres.again(lambda: self.connection.execute(_DROP, [self.group.short, gone]))
+        return Sent(len(made), len(gone))
+
+    def _produce(self, message: Redo) -> None:
+        if self._producer is None:
+            self._producer = Producer(clients.producer_conf(self.settings))
+        while True:
+            try:
+                self._producer.produce(
+                    self.group.redo.name,
+                    message.value,
+                    message.key,
+                    headers=message.headers,
+                    on_delivery=self._delivered,
+                )
+                break
+            except BufferError:
+                self._producer.poll(0.5)
+        self._producer.poll(0)
+
+    def _delivered(self, error: KafkaError | None, _: Message) -> None:
+        self._failed = self._failed or error
+
+    def _flush(self) -> None:
+        if self._producer is None:
+            return
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while self._producer.flush(1.0) and self._failed is None:
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(
+                    f"Kafka does not take what goes to {self.group.redo.name}; nothing is lost:"
+                    " the same command goes on from here"
+                )
+        if self._failed is not None:
+            raise KafkaException(self._failed)
+
+    def _partitions(self, names: Iterable[str]) -> list[tuple[str, int]]:
+        there = self.admin.topics()
+        return [(name, there.get(name, 0)) for name in names]
+
+
+def lock(connection: psycopg.Connection, settings: Settings, group: Group) -> None:
+    """Be the one that queues work of a group, as long as this connection lasts."""
+    name = f"headrace redo {settings.project}.{group.short}"
+    row = connection.execute(
+        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name]
+    ).fetchone()
+    if row != (True,):
+        raise HeadraceError(
+            f"another command is queueing work of {group.short}: wait until it has ended"
+        )
+
+
+def queue(
+    settings: Settings,
+    topology: Topology,
+    group: Group,
+    record_ids: Iterable[str],
+    reason: str,
+    *,
+    kind: str = "asked",
+    tell: Callable[[int], object] = lambda queued: None,
+) -> Sent:
+    """Have a stage do these records again; `tell` hears how many are queued so far.
+
+    Those that are queued already, deleted, or of which the stage has nothing to read are left out.
+    """
+    total = Sent(0, 0)
+    with Sender(settings, topology, group) as sender:
+        sender.resend()
+        sender.begin(kind, reason)
+        for ids in _chunks(record_ids, sender.chunk):
+            total += sender.send([Line(record_id) for record_id in ids])
+            tell(total.queued)
+        sender.end()
+    return total
+
+
+def _chunks(ids: Iterable[str], size: int) -> Iterator[list[str]]:
+    waiting = iter(ids)
+    while chunk := list(islice(waiting, size)):
+        yield chunk
