@@ -46,6 +46,7 @@ COMMANDS = {
     "dead": ("headrace.redo.commands:dead", "Dead letters: list, show, redrive"),
     "requeue": ("headrace.redo.commands:requeue", "Have a stage do again what it misses"),
     "upgrade": ("headrace.redo.commands:upgrade", "Have a stage do again what is older"),
+    "forget": ("headrace.forget.commands:forget", "Take records out of everything"),
     "search": ("headrace.search.commands:search", "Search the records by words and by meaning"),
     "snapshot": (
         "headrace.snapshots.commands:snapshot",

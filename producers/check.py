@@ -29,6 +29,7 @@ class CheckReport:
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, int] = field(default_factory=dict)  # reason: line of the first such row
     left_out: dict[str, int] = field(default_factory=dict)  # field: values that were not readable
+    deletions: int = 0
     empty_texts: int = 0
     nul_removed: int = 0
     whole: bool = True  # whether the file was read to its end
@@ -54,6 +55,7 @@ class CheckReport:
                 for reason, count in self.reasons.most_common()
             ],
             "left_out": self.left_out,
+            "deletions": self.deletions,
             "empty_texts": self.empty_texts,
             "nul_removed": self.nul_removed,
             "whole": self.whole,
@@ -75,6 +77,8 @@ class CheckReport:
             f"  {count:,} × {name} could not be read and is left out"
             for name, count in self.left_out.items()
         ]
+        if self.deletions:
+            lines.append(f"  {self.deletions:,} of them are deletions")
         if self.empty_texts:
             lines.append(f"  {self.empty_texts:,} records have no text")
         if self.nul_removed:
@@ -114,7 +118,10 @@ def _count(report: CheckReport, row: Mapped | Rejected, show: int) -> None:
         report.examples.setdefault(row.reason, row.number)
         return
     report.valid += 1
-    report.empty_texts += not row.record["text"]
+    if "deleted" in row.record:
+        report.deletions += 1
+    else:
+        report.empty_texts += not row.record["text"]
     if len(report.records) < show:
         report.records.append(orjson.loads(row.value))
 

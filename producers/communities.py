@@ -39,6 +39,11 @@ class Communities:
         return len(self._found)
 
     def add(self, record: dict[str, Any]) -> None:
+        if "deleted" in record:
+            # It does not say where it stood; what is counted cannot be taken back.
+            for community in self._found.values():
+                community.leave_out(record["id"])
+            return
         name = record.get("community")
         slug = slug_of(name, self.platform) if name else ""
         if not slug:
@@ -91,6 +96,12 @@ class _Community:
             self._first = min(self._first or at, at, key=_moment)
             self._last = max(self._last or at, at, key=_moment)
         self._rank(record, metrics)
+
+    def leave_out(self, record_id: str) -> None:
+        """Show a post no more."""
+        if self._shown.pop(record_id, None) is not None:
+            self._heap = [kept for kept in self._heap if kept[1] != record_id]
+            heapq.heapify(self._heap)
 
     def _rank(self, record: dict[str, Any], metrics: dict[str, Any]) -> None:
         score = next((metrics[name] for name in _RANKED_BY if name in metrics), 0)

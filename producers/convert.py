@@ -124,6 +124,11 @@ def flag(value: Any, note: Note, field: str) -> bool | None:
     return None
 
 
+def is_true(value: Any) -> bool:
+    """Whether a value says yes; whatever else stands there does not."""
+    return text(value).lower() in ("true", "yes", "y", "t", "1")
+
+
 # -- moments ---------------------------------------------------------------------------------
 
 _EPOCH = re.compile(r"\d{9,19}(?:\.\d+)?")

@@ -8,7 +8,11 @@
         community: {from: permalink, regex: "/r/([^/]+)/"}
         created_at: created_utc
         metrics: {score: score, comments: num_comments}
+        deleted: is_removed                         # true, yes or 1: the row deletes its record
         required: [title]
+
+A row whose column `deleted` is true deletes its record whatever the mapping says; it needs no more
+than what gives its id.
 
 Records are held to schemas/raw_post.v1.json. NUL characters, which PostgreSQL cannot store, are
 taken out of texts and counted; in an id they refuse the row.
@@ -107,6 +111,7 @@ class Definition(Strict):
     kind: Literal["post", "comment"] = "post"
     id: Identity
     text: Expression
+    deleted: Expression | None = None
     title: Expression | None = None
     author: Expression | None = None
     community: Expression | None = None
@@ -189,6 +194,8 @@ class Mapping:
         """A hash of all that decides what becomes of a row; the same file under the same version
         is the same publish."""
         said = self.definition.model_dump(mode="json", exclude={"description", "match"})
+        if said["deleted"] is None:
+            del said["deleted"]  # what was published under a definition without it is known still
         data = orjson.dumps(
             [_REVISION, self.platform, self.required, said], option=orjson.OPT_SORT_KEYS
         )
@@ -222,7 +229,7 @@ class Mapper:
         self.mapping = mapping
         self.left_out: Counter[str] = Counter()
         self.nul_removed = 0
-        self._make = _compile(mapping, self._note)
+        self._make, self._own = _compile(mapping, self._note)
         self._validator = validator
 
     def map(self, row: dict[str, Any], number: int, file: FileName) -> tuple[dict[str, Any], bytes]:
@@ -241,6 +248,16 @@ class Mapper:
             # Parquet's moments and the like are text only in the JSON: ask again about that.
             self._hold_to_schema(orjson.loads(value))
         return record, value
+
+    def owner(
+        self, row: dict[str, Any], number: int, file: FileName
+    ) -> tuple[str | None, str | None]:
+        """(record id, author) of a row, whether it can become a record or not; None where it does
+        not say."""
+        try:
+            return self._own(row, number, file)
+        except (RowRejected, TypeError, ValueError):
+            return None, None
 
     def _hold_to_schema(self, record: dict[str, Any]) -> None:
         assert self._validator is not None
@@ -460,7 +477,7 @@ def _stands(path: str, rows: list[dict[str, Any]]) -> bool:
 
 def _columns(definition: Definition) -> Iterable[str]:
     yield from definition.match.columns
-    for field in ("id", "text", *_FIELDS):
+    for field in ("id", "text", "deleted", *_FIELDS):
         value = getattr(definition, field)
         if value is not None:
             yield from columns_of(value)
@@ -472,15 +489,18 @@ def _columns(definition: Definition) -> Iterable[str]:
 # -- compiling -------------------------------------------------------------------------------
 
 _HELPERS = (
-    *("text", "label", "extra", "number", "flag", "moment", "zone_named", "ident", "reference"),
-    *("digest", "glue", "glue_all", "first", "search", "lookup", "dig"),
+    *("text", "label", "extra", "number", "flag", "is_true", "moment", "zone_named", "ident"),
+    *("reference", "digest", "glue", "glue_all", "first", "search", "lookup", "dig"),
 )
 
 
-def _compile(
-    mapping: Mapping, note: Callable[[str], None]
-) -> Callable[[dict[str, Any], int, FileName], dict[str, Any]]:
-    """One function (row, number, file) -> record for a mapping; it raises Unfit."""
+_ToRecord = Callable[[dict[str, Any], int, FileName], dict[str, Any]]
+_ToOwner = Callable[[dict[str, Any], int, FileName], tuple[str | None, str | None]]
+
+
+def _compile(mapping: Mapping, note: Callable[[str], None]) -> tuple[_ToRecord, _ToOwner]:
+    """Two functions for a mapping: (row, number, file) -> record, which raises Unfit, and
+    (row, number, file) -> (id, author), which may raise anything."""
     names: dict[str, Any] = {name: getattr(convert, name) for name in _HELPERS}
     names |= {"Unfit": RowRejected, "note": note}
 
@@ -490,26 +510,57 @@ def _compile(
         return name
 
     source = Source(mapping.platform, names, constant)
-    exec(compile(_source(mapping, source), f"<mapping {mapping.name}>", "exec"), names)
-    made: Callable[[dict[str, Any], int, FileName], dict[str, Any]] = names["to_record"]
-    return made
+    for written in (_source(mapping, source), _owner_source(mapping, source)):
+        exec(compile(written, f"<mapping {mapping.name}>", "exec"), names)
+    return names["to_record"], names["to_owner"]
 
 
-def _source(mapping: Mapping, source: Source) -> str:
-    said, platform = mapping.definition, mapping.platform
-    lines = ["def to_record(row, row_number, file):", "get = row.get", "native = None"]
+def _identity(mapping: Mapping, source: Source) -> list[str]:
+    """Lines that leave the native id, or the hash that stands for it, in `ident_`."""
+    said = mapping.definition
+    lines = ["get = row.get", "native = None"]
     identities = said.id if isinstance(said.id, tuple) else (said.id,)
-    prefix = f"{said.kind}:{platform}:"
     for place, identity in enumerate(identities):
         if place:
             lines.append("if not ident_:")
         code = source.value(identity, "id", "id")
         own = "" if isinstance(identity, Digest) else "native = "
         lines.append(f"{' ' if place else ''}ident_ = {own}{code}")
+    return lines
+
+
+def _owner_source(mapping: Mapping, source: Source) -> str:
+    said = mapping.definition
+    lines = [*_identity(mapping, source), "value = None"]
+    if said.author is not None:
+        lines += source.assign(said.author, "text", "author")
+    prefix = f"{said.kind}:{mapping.platform}:"
+    lines.append(f"return {prefix!r} + ident_ if ident_ else None, value or None")
+    return _function("to_owner", lines)
+
+
+def _function(name: str, lines: Iterable[str]) -> str:
+    body = "\n".join(f" {line}" for line in lines)
+    return f"def {name}(row, row_number, file):\n{body}\n"
+
+
+def _source(mapping: Mapping, source: Source) -> str:
+    said, platform = mapping.definition, mapping.platform
+    lines = _identity(mapping, source)
+    prefix = f"{said.kind}:{platform}:"
     missing = f"the id is missing ({', '.join(columns_of(said.id))})"
     lines += [
         f"if not ident_: raise Unfit({missing!r})",
         f"if len(ident_) > {MAX_ID - len(prefix)}: raise Unfit('the id is too long')",
+        "deleted = get('deleted')",
+        "if deleted is not None: deleted = is_true(deleted)",
+    ]
+    if said.deleted is not None:
+        lines.append(f"deleted = deleted or {source.value(said.deleted, 'bool', 'deleted')}")
+    lines += [
+        "if deleted:",
+        f" return {{'id': {prefix!r} + ident_, 'kind': {said.kind!r}, "
+        f"'platform': {platform!r}, 'deleted': True}}",
         f"record = {{'id': {prefix!r} + ident_, 'kind': {said.kind!r}, 'platform': {platform!r}, "
         f"'native_id': native or None, 'text': {source.value(said.text, 'text', 'text')}}}",
     ]
@@ -536,7 +587,7 @@ def _source(mapping: Mapping, source: Source) -> str:
         found = f"record.get({group!r}, {{}}).get({name!r})" if group else f"record.get({field!r})"
         lines.append(f"if {found} in (None, ''): raise Unfit({f'{field} is missing'!r})")
     lines.append("return record")
-    return lines[0] + "\n" + "\n".join(f" {line}" for line in lines[1:]) + "\n"
+    return _function("to_record", lines)
 
 
 # -- what JSON or PostgreSQL cannot hold ------------------------------------------------------

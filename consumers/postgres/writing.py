@@ -20,6 +20,7 @@ from consumers.postgres.merge import Place, Served, State, merge
 from consumers.postgres.reading import Batch, Letter, Raw, Receipt, Redone
 from headrace.search import marks as search
 from headrace.slug import slug
+from headrace.stores import authors
 from headrace.stores.copying import NULL, copy, escaped
 from headrace.stores.dimensions import Dimension
 
@@ -211,6 +212,7 @@ class Writer:
         self._platforms = Dimension("dim_platform", {"name": "text"})
         own = {"platform_id": "smallint", "name": "text"}
         self._authors = Dimension("dim_author", own)
+        self._authors_as_of: tuple[int, bool] | None = None  # see headrace.stores.authors
         self._communities = Dimension("dim_community", own, {"slug": "text"})
         self._places = Dimension("dim_place", {"name": "text"})
         self._runs = Dimension("dim_run", {"run": "text"})
@@ -226,22 +228,25 @@ class Writer:
             self._platforms, self._authors, self._communities, self._places, self._runs
         ):  # fmt: skip
             dimension.forget()
+        self._authors_as_of = None
 
     def resolve(self, connection: psycopg.Connection, batch: Batch) -> None:
         """Make the ids known of every name in the batch."""
+        if self._authors_as_of is None:
+            self._authors_as_of = authors.seen(connection)
         raws = [raw for raw in batch.records.values() if not raw.value.get("deleted")]
         self._platforms.resolve(
             connection, {(raw.value["platform"],) for raw in batch.records.values()}
         )
         self._runs.resolve(connection, {(raw.run,) for raw in batch.records.values() if raw.run})
-        authors, communities = set(), set()
+        named, communities = set(), set()
         for raw in raws:
             platform = self._platforms[(raw.value["platform"],)]
             if author := raw.value.get("author"):
-                authors.add((platform, author[:_NAME]))
+                named.add((platform, author[:_NAME]))
             if community := _community(raw.value):
                 communities.add((platform, *community))
-        self._authors.resolve(connection, authors)
+        self._authors.resolve(connection, named)
         self._communities.resolve(connection, communities)
         self._places.resolve(
             connection,
@@ -258,6 +263,7 @@ class Writer:
         if again:
             connection.execute(_EMPTY)
         if batch.records:
+            self._hold_authors(connection, batch)
             # By key, so that two workers never wait for each other in a circle.
             lines = [self._record(key, batch.records[key]) for key in sorted(batch.records)]
             if not self._eager_records.copy(connection, "records", RECORD, lines):
@@ -276,6 +282,13 @@ class Writer:
                 cursor.executemany(_UPSERT_RUN, [_run_row(r) for r in batch.receipts.values()])
             if batch.letters:
                 cursor.executemany(_UPSERT_LETTER, list(map(_letter_row, batch.letters)))
+
+    def _hold_authors(self, connection: psycopg.Connection, batch: Batch) -> None:
+        """Names that were taken out since their ids were learned are put in again."""
+        if authors.hold(connection) != self._authors_as_of:
+            self._authors.forget()
+            self.resolve(connection, batch)
+            self._authors_as_of = None  # should this be rolled back, the next try looks again
 
     # -- outcomes
 

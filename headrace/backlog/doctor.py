@@ -112,6 +112,7 @@ def examine(settings: Settings) -> Diagnosis:
             with database.reading(settings) as connection:
                 sums += _sums(connection, reader.topology if reader else None, lags)
                 found += _unaccounted(sums, lags, reader.topology if reader else None)
+                found += _forgetting(connection)
                 found += _unsent(connection)
         except (HeadraceError, psycopg.Error) as error:
             found.append(_unreachable("PostgreSQL", error))
@@ -402,6 +403,22 @@ def _unsent(connection: psycopg.Connection) -> Iterator[Finding]:
             f"{group}: {count:,} records were noted to be done again and perhaps not sent",
             f"start the command once more, it goes on from there: `headrace {command}` for {group}",
         )
+
+
+def _forgetting(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Orders that are not done, and what a purge has changed on topics for a while."""
+    resume = "`headrace forget --resume` goes on and says what it waits for"
+    for number, state in connection.execute(
+        "SELECT id, state FROM forget_orders WHERE state = 'open' OR (purge AND state <> 'purged')"
+        " ORDER BY id"
+    ).fetchall():
+        still = "not done yet" if state == "open" else "not purged yet"
+        yield Finding("forget", f"order {number} is {still}", resume, level="note")
+    changed = connection.execute(
+        "SELECT topic, string_agg(key, ', ' ORDER BY key) FROM forget_configs GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    for topic, keys in changed:
+        yield Finding("forget", f"{topic} has a purge's {keys} still", resume)
 
 
 def _offsets(settings: Settings, reader: Reader) -> Iterator[Finding]:

@@ -1,0 +1,1 @@
+"""Taking records out of everything: topics, tables, search, files, snapshots."""

@@ -1,0 +1,251 @@
+"""Bytes taken out of Kafka.
+
+A topic kept by time loses what stands before an offset (DeleteRecords); its file goes when a newer
+one has begun. A compacted topic loses the older revisions of a key when the cleaner comes, which
+leaves the newest file alone. So a new file is begun for every partition: `segment.ms` is lowered
+for a moment and a transaction is written and aborted, which nobody reads. Then the cleaner is let
+in at once (`min.cleanable.dirty.ratio`), until a look from the topic's start finds nothing more.
+
+Settings are changed only after what they were stands in PostgreSQL, and set back from there, by the
+next call if this one is killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import orjson
+import psycopg
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from headrace.config import Settings
+from headrace.errors import ServerUnavailable
+from headrace.forget.orders import Order, Wanted
+from headrace.log import get
+from headrace.stream import clients
+from headrace.stream.clients import Admin, Partition
+
+log = get(__name__)
+
+_SEGMENT_MS = 500  # a file that was begun so long ago is ended by the next append
+_APPENDS = 2  # the first may still meet the old setting
+_ROLL = {"segment.ms": str(_SEGMENT_MS)}
+_CLEAN = {"min.cleanable.dirty.ratio": "0"}
+_STILL = 30.0  # seconds without a message before its end until a topic is given up
+
+
+def delete_before(admin: Admin, upto: Mapping[Partition, int]) -> int:
+    """Move the start of partitions there; returns how many messages (and markers) are gone."""
+    starts = admin.starts(upto)
+    wanted = {place: offset for place, offset in upto.items() if offset > starts[place]}
+    admin.delete_records(wanted)
+    return sum(offset - starts[place] for place, offset in wanted.items())
+
+
+def begin_files(
+    settings: Settings, connection: psycopg.Connection, admin: Admin, topics: Iterable[str]
+) -> None:
+    """End the newest file of every partition of these topics."""
+    names = sorted(topics)
+    if not names:
+        return
+    lower(connection, admin, names, _ROLL)
+    try:
+        there = admin.topics()
+        places = [(name, partition) for name in names for partition in range(there.get(name, 0))]
+        for _ in range(_APPENDS):
+            time.sleep(1.4 * _SEGMENT_MS / 1000)
+            _append_nothing(settings, places)
+    finally:
+        set_back(connection, admin, names, _ROLL)
+
+
+def let_clean(connection: psycopg.Connection, admin: Admin, topics: Iterable[str]) -> None:
+    """The cleaner takes these topics whatever share of them is new."""
+    lower(connection, admin, topics, _CLEAN)
+
+
+def leave_clean(connection: psycopg.Connection, admin: Admin, topics: Iterable[str]) -> None:
+    set_back(connection, admin, topics, _CLEAN)
+
+
+def _append_nothing(settings: Settings, places: Iterable[Partition]) -> None:
+    """A transaction that is aborted: bytes in the log that no reader of ours is given."""
+    producer = Producer(
+        clients.producer_conf(
+            settings, **{"transactional.id": f"{settings.project}.forget", "linger.ms": 0}
+        )
+    )
+    producer.init_transactions(clients.TIMEOUT)
+    producer.begin_transaction()
+    for topic, partition in places:
+        producer.produce(topic, b"", b"headrace", partition=partition)
+    left = producer.flush(clients.TIMEOUT)
+    producer.abort_transaction(clients.TIMEOUT)
+    if left:
+        raise ServerUnavailable("Kafka does not take what ends its files; try again")
+
+
+# -- settings of topics, for a while
+
+
+def lower(
+    connection: psycopg.Connection,
+    admin: Admin,
+    topics: Iterable[str],
+    config: Mapping[str, str],
+) -> None:
+    names = sorted(topics)
+    own = admin.own_configs(names)
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO forget_configs (topic, key, before) VALUES (%s, %s, %s)"
+            " ON CONFLICT DO NOTHING",
+            [(name, key, own.get(name, {}).get(key)) for name in names for key in config],
+        )
+    admin.alter_configs({name: config for name in names})
+
+
+def set_back(
+    connection: psycopg.Connection,
+    admin: Admin,
+    topics: Iterable[str] | None = None,
+    keys: Iterable[str] | None = None,
+) -> int:
+    """Set back what was lowered, of these topics and keys or all of it; returns how many."""
+    rows = connection.execute(
+        "SELECT topic, key, before FROM forget_configs"
+        " WHERE (%(all)s OR topic = ANY(%(topics)s)) AND (%(every)s OR key = ANY(%(keys)s))",
+        {
+            "all": topics is None,
+            "topics": list(topics or ()),
+            "every": keys is None,
+            "keys": list(keys or ()),
+        },
+    ).fetchall()
+    there = admin.topics()
+    before: dict[str, dict[str, str | None]] = {}
+    for topic, key, value in rows:
+        if topic in there:
+            before.setdefault(topic, {})[key] = value
+    admin.restore_configs(before)
+    for topic, key, _ in rows:
+        connection.execute("DELETE FROM forget_configs WHERE topic = %s AND key = %s", [topic, key])
+    return len(rows)
+
+
+# -- whether it is gone
+
+
+class Looker:
+    """Looks through raw topics for revisions that are older than their deletion."""
+
+    def __init__(self, settings: Settings, connection: psycopg.Connection, order: Order) -> None:
+        self._settings = settings
+        self._wanted = Wanted(connection, order)
+        self._connection = connection
+        self._order = order
+        self._clean: dict[Partition, int] = {}  # looked through up to there: nothing to be found
+
+    def places(self) -> dict[Partition, int]:
+        """Partitions with deletions of the order, and the end of the last one; communities that
+        were published anew are among them."""
+        rows = self._connection.execute(
+            'SELECT topic, partition, max("offset") + 1 FROM forget_records'
+            ' WHERE order_id = %s AND "offset" IS NOT NULL GROUP BY topic, partition',
+            [self._order.id],
+        ).fetchall()
+        found = {(topic, partition): end for topic, partition, end in rows}
+        for topic, partitions in self._order.progress.get("quotes", {}).items():
+            for partition, (_, end) in partitions.items():
+                place = (topic, int(partition))
+                found[place] = max(end, found.get(place, 0))
+        return found
+
+    def remaining(self, admin: Admin, stopping: Callable[[], bool]) -> list[Partition]:
+        """The partitions in which something is still to be found."""
+        places = self.places()
+        starts = admin.starts(places)
+        left = []
+        for place, end in sorted(places.items()):
+            start = max(starts[place], self._clean.get(place, 0))
+            if stopping():
+                left.append(place)
+            elif start < end and (stale := self._first_stale(place, start, end)) is not None:
+                self._clean[place] = stale
+                left.append(place)
+            else:
+                self._clean[place] = end
+        return left
+
+    def _first_stale(self, place: Partition, start: int, end: int) -> int | None:
+        consumer = Consumer(
+            clients.consumer_conf(
+                self._settings,
+                f"{self._settings.project}.forget",
+                **{
+                    "group.protocol": "classic",  # never joined; offsets are assigned
+                    "isolation.level": "read_uncommitted",
+                    "enable.partition.eof": True,
+                    "auto.offset.reset": "earliest",
+                },
+            )
+        )
+        position, heard = start, time.monotonic()
+        try:
+            consumer.assign([TopicPartition(*place, start)])
+            while position < end:
+                messages = consumer.consume(1000, timeout=0.2)
+                if messages:
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > _STILL:
+                    raise ServerUnavailable(f"topic {place[0]} could not be read to offset {end}")
+                rows = []
+                for message in messages:
+                    error = message.error()
+                    if error is not None:
+                        if error.code() == KafkaError._PARTITION_EOF:
+                            position = end
+                        elif not error.retriable():
+                            raise KafkaException(error)
+                        continue
+                    offset = message.offset() or 0
+                    position = max(position, offset + 1)
+                    if offset < end:
+                        rows.append((offset, message.key() or b"", message.value()))
+                if (stale := self._stale(place, rows)) is not None:
+                    return stale
+            return None
+        finally:
+            consumer.close()
+
+    def _stale(
+        self, place: Partition, rows: list[tuple[int, bytes, bytes | None]]
+    ) -> int | None:
+        keys = {key.decode(errors="replace") for _, key, _ in rows}
+        forgotten = self._wanted.offsets(keys)
+        quotes = self._order.progress.get("quotes", {}).get(place[0], {})
+        anew = quotes.get(str(place[1]), [0, 0])
+        for offset, key, value in rows:
+            record = key.decode(errors="replace")
+            if offset < forgotten.get(record, -1) and _has_content(value):
+                return offset
+            if offset < anew[0] and record.startswith("community:") and self._quotes(value):
+                return offset
+        return None
+
+    def _quotes(self, value: bytes | None) -> bool:
+        try:
+            posts = orjson.loads(value or b"{}").get("best_posts") or []
+            return bool(self._wanted.offsets([str(post["id"]) for post in posts]))
+        except (ValueError, AttributeError, KeyError, TypeError):
+            return False
+
+
+def _has_content(value: bytes | None) -> bool:
+    try:
+        said = orjson.loads(value or b"null")
+    except ValueError:
+        return True
+    return not (said is None or (isinstance(said, dict) and said.get("deleted") is True))

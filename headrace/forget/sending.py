@@ -1,0 +1,207 @@
+"""What forgetting publishes: deletions, and communities without the posts that they quoted.
+
+A deletion is a revision like any other, sent as `headrace publish` would send it. One that is sent
+twice does no harm, so its place is noted after it is out, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import psycopg
+from confluent_kafka import KafkaError, Message, Producer
+
+from headrace.config import Settings
+from headrace.errors import ServerUnavailable
+from headrace.forget.orders import CHUNK, Order, chunks, spans
+from headrace.stream import clients
+from headrace.stream.topology import Topology
+from headrace.stream.wire import CE_ID, CE_SOURCE, CE_SPEC, CE_TYPE, source_of
+
+_PATIENCE = 60.0  # seconds for the broker to take a chunk
+_RECEIPT = "run"
+
+Place = tuple[str, int, int]  # topic, partition, offset
+Sent = tuple[str, str, bytes]  # topic, record id, value
+
+
+class Sender:
+    """Sends records under the order's id as their run."""
+
+    def __init__(self, settings: Settings, order: Order) -> None:
+        self._producer = Producer(clients.producer_conf(settings))
+        self._order = order
+
+    def send(self, records: Sequence[Sent]) -> dict[str, Place]:
+        """Returns once all of them stand; their places by record id."""
+        places: dict[str, Place] = {}
+        failures: list[KafkaError] = []
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                failures.append(error)
+                return
+            key = (message.key() or b"").decode()
+            places[key] = (message.topic(), message.partition(), message.offset())  # type: ignore[assignment]
+
+        for topic, record, value in records:
+            kind = "community" if record.startswith("community:") else "post"
+            headers: list[tuple[str, str | bytes | None]] = [
+                (CE_SPEC, b"1.0"),
+                (CE_ID, f"forget:{record}".encode()),
+                (CE_SOURCE, source_of(self._order.id).encode()),
+                (CE_TYPE, f"headrace.raw.{kind}.v1".encode()),
+            ]
+            while True:
+                try:
+                    self._producer.produce(
+                        topic, value, record.encode(), headers=headers, on_delivery=delivered
+                    )
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+        left = self._producer.flush(_PATIENCE)
+        if left or failures:
+            why = failures[0].str() if failures else f"no answer for {_PATIENCE:.0f} s"
+            raise ServerUnavailable(
+                f"Kafka does not take the deletions: {why}; `headrace forget --resume` goes on"
+            )
+        return places
+
+    def receipt(self, topic: str, value: Mapping[str, Any]) -> None:
+        """A run's receipt, so that `headrace wait` and `headrace progress` know the order."""
+        self._producer.produce(topic, orjson.dumps(value), self._order.id.encode(), partition=0)
+        if self._producer.flush(_PATIENCE):
+            raise ServerUnavailable(f"Kafka does not take the receipt on {topic}")
+
+
+_UNPUBLISHED = """
+SELECT f.record_id, f.kind, f.platform, f.topic, r.deleted, r.partition, r."offset"
+FROM forget_records f
+LEFT JOIN records r ON r.id = f.record_id AND r.deleted AND r.topic = f.topic
+WHERE f.order_id = %s AND f.record_id = ANY(%s)
+ORDER BY f.record_id
+"""
+_NOTE = """
+UPDATE forget_records f SET partition = n.partition, "offset" = n."offset", published = n.published
+FROM unnest(%s::text[], %s::integer[], %s::bigint[], %s::boolean[])
+  AS n (record_id, partition, "offset", published)
+WHERE f.order_id = %s AND f.record_id = n.record_id
+"""
+
+
+def deletions(connection: psycopg.Connection, sender: Sender, order: Order) -> int:
+    """Publish what is not out yet; a record that was deleted before needs nothing. Returns how
+    many were published."""
+    published = 0
+    for ids in chunks(connection, order, '"offset" IS NULL'):
+        rows = connection.execute(_UNPUBLISHED, [order.id, ids]).fetchall()
+        noted = [(row[0], row[5], row[6], False) for row in rows if row[4]]
+        to_send = []
+        for record, kind, platform, topic, deleted, *_ in rows:
+            if not deleted:
+                value = {"id": record, "kind": kind, "platform": platform, "deleted": True}
+                to_send.append((topic, record, orjson.dumps(value)))
+        places = sender.send(to_send)
+        noted += [(record, *place[1:], True) for record, place in places.items()]
+        columns = [list(column) for column in zip(*noted, strict=True)]
+        connection.execute(_NOTE, [*columns, order.id])
+        published += len(to_send)
+    return published
+
+
+# Communities whose best posts are forgotten. What the store has must be the newest.
+_QUOTING = f"""
+SELECT r.id, r.topic, r.value FROM records r
+WHERE r.kind = 'community' AND NOT r.deleted AND r.id > %(last)s AND EXISTS (
+  SELECT FROM jsonb_array_elements(CASE jsonb_typeof(r.value::jsonb->'best_posts')
+    WHEN 'array' THEN r.value::jsonb->'best_posts' ELSE '[]' END) AS quoted
+  JOIN forget_records f ON f.order_id = %(order)s AND f.record_id = quoted->>'id')
+ORDER BY r.id LIMIT {CHUNK // 10}
+"""
+
+
+def quotes(connection: psycopg.Connection, order: Order) -> list[Sent]:
+    """The communities that quote a forgotten post, as they are to stand from now on."""
+    found: list[Sent] = []
+    last = ""
+    while rows := connection.execute(_QUOTING, {"last": last, "order": order.id}).fetchall():
+        for record, topic, value in rows:
+            community = orjson.loads(value)
+            known = _forgotten(connection, order, community["best_posts"])
+            found.append((topic, record, orjson.dumps(without(community, known))))
+        last = rows[-1][0]
+    return found
+
+
+def without(community: Mapping[str, Any], records: set[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """A community's value without these of its best posts."""
+    kept = [post for post in community["best_posts"] if quoted(post) not in records]
+    return {**community, "best_posts": kept}
+
+
+def quoted(post: object) -> str:
+    """The id of one of a community's best posts."""
+    return str(post.get("id")) if isinstance(post, Mapping) else ""
+
+
+def _forgotten(connection: psycopg.Connection, order: Order, posts: Sequence[object]) -> set[str]:
+    rows = connection.execute(
+        "SELECT record_id FROM forget_records WHERE order_id = %s AND record_id = ANY(%s)",
+        [order.id, [quoted(post) for post in posts]],
+    ).fetchall()
+    return {record for (record,) in rows}
+
+
+_SPANS = """
+SELECT topic, partition, min("offset"), max("offset") + 1 FROM forget_records
+WHERE order_id = %s AND published GROUP BY topic, partition
+"""
+
+
+def receipt(connection: psycopg.Connection, topology: Topology, order: Order) -> tuple[str, Any]:
+    """(topic, value) of the order's receipt."""
+    rows = connection.execute(_SPANS, [order.id]).fetchall()
+    found = spans(rows)
+    for topic, partitions in order.progress.get("quotes", {}).items():
+        for partition, (first, end) in partitions.items():
+            known = found.setdefault(topic, {}).get(partition, [first, end])
+            found[topic][partition] = [min(first, known[0]), max(end, known[1])]
+    count = connection.execute(
+        "SELECT count(*) FROM forget_records WHERE order_id = %s AND published", [order.id]
+    ).fetchone()
+    value = {
+        "type": _RECEIPT,
+        "run": order.id,
+        "state": "done",
+        "kind": "deletions",
+        "started_at": _clock(order.made_at),
+        "ended_at": _clock(datetime.now(UTC)),
+        "files": [],
+        "records": (count[0] if count else 0) + order.counts.get("communities", 0),
+        "rejected": 0,
+        "starts": {t: {p: span[0] for p, span in by.items()} for t, by in found.items()},
+        "offsets": {t: {p: span[1] for p, span in by.items()} for t, by in found.items()},
+    }
+    return topology.topic("runs").name, value
+
+
+def _clock(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def places_of(connection: psycopg.Connection, quotes: Mapping[str, Any]) -> dict[str, int]:
+    """The communities that an order published anew, with the offset of their newest revision."""
+    found: dict[str, int] = {}
+    for topic, partitions in quotes.items():
+        for partition, (first, end) in partitions.items():
+            rows = connection.execute(
+                'SELECT id, "offset" FROM records'
+                ' WHERE topic = %s AND partition = %s AND "offset" >= %s AND "offset" < %s',
+                [topic, int(partition), first, end],
+            ).fetchall()
+            found.update(dict(rows))
+    return found

@@ -1,0 +1,213 @@
+"""Content taken out of PostgreSQL. The store does it by itself as the deletions come through each
+stage; this sees to what no stage will ever come to again, and to what hangs on no stage.
+
+Everything is idempotent. A record that was published anew since its deletion is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import psycopg
+
+from headrace.config import Settings
+from headrace.forget import orders
+from headrace.forget.orders import CHUNK, Order, Wanted, chunks
+from headrace.search import marks
+from headrace.stores import postgres
+from headrace.stores.authors import LOCK as LOCK_AUTHORS
+
+_FOUND = {
+    "records": "SELECT count(*) FROM forget_records f JOIN records r ON r.id = f.record_id"
+    " AND NOT r.deleted WHERE f.order_id = %s",
+    "outcomes": "SELECT count(*) FROM outcomes o JOIN forget_records f USING (record_id)"
+    " WHERE f.order_id = %s AND o.outcome <> 'deleted'",
+    "entity_mentions": "SELECT count(*) FROM entity_mentions m JOIN forget_records f"
+    " USING (record_id) WHERE f.order_id = %s",
+    "vectors": "SELECT count(*) FROM vectors v JOIN forget_records f USING (record_id)"
+    " WHERE f.order_id = %s",
+    "redo": "SELECT count(*) FROM redo d JOIN forget_records f USING (record_id)"
+    " WHERE f.order_id = %s",
+}
+
+_GONE = "SELECT id FROM records WHERE id = ANY(%s) AND deleted ORDER BY id"
+
+# What a stage says of the deletion comes after this, however late: its rank is higher.
+_EMPTY_OUTCOMES = """
+UPDATE outcomes o SET
+  outcome = 'deleted', reason = NULL, result = NULL, parts = NULL, earlier = NULL,
+  version = 'forget', rank = 0, input_rank = 0, root_topic_id = r.topic_id,
+  root_partition = r.partition, root_offset = r."offset", root_appended = r.appended,
+  input_topic = r.topic, input_partition = r.partition, input_offset = r."offset",
+  out_topic_id = r.topic_id, out_partition = r.partition, out_offset = r."offset",
+  out_appended = r.appended, at = now(), stored_at = now(),
+  floor = jsonb_build_array(r.topic_id, r.partition, r."offset", r.appended),
+  row_version = nextval('record_changes')
+FROM records r
+WHERE o.record_id = r.id AND r.id = ANY(%s) AND r.deleted
+  AND newer(r.topic_id, r."offset", r.appended, o.root_topic_id, o.root_offset, o.root_appended)
+"""
+_TAKE_OUT = {
+    "entity_mentions": "DELETE FROM entity_mentions WHERE record_id = ANY(%s)",
+    "vectors": "DELETE FROM vectors WHERE record_id = ANY(%s)",
+    "redo": "DELETE FROM redo WHERE record_id = ANY(%s)",
+    "search_errors": "DELETE FROM search_errors WHERE record_id = ANY(%s)",
+    "dead_letters": "DELETE FROM dead_letters WHERE record_key = ANY(%s)",
+}
+
+_LETTERS = f"""
+SELECT id, topic, record_key, value FROM dead_letters WHERE id > %s ORDER BY id LIMIT {CHUNK}
+"""
+_NAMED = re.compile(rb'"(id|author)"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+# A worker of the store notices by the sequence that ids which it remembers may be gone.
+_ORPHANS = """
+DELETE FROM dim_author a USING dim_platform p
+WHERE p.id = a.platform_id AND NOT EXISTS (SELECT FROM records r WHERE r.author_id = a.id)
+RETURNING p.name, a.name
+"""
+
+
+def found(connection: psycopg.Connection, order: Order) -> dict[str, int]:
+    """How many rows of the order's records stand, by table."""
+    counts = {}
+    for place, query in _FOUND.items():
+        row = connection.execute(query.encode(), [order.id]).fetchone()
+        counts[place] = int(row[0]) if row else 0
+    return counts
+
+
+def empty(connection: psycopg.Connection, settings: Settings, order: Order) -> None:
+    """Take content out of every table, of the records whose deletion is stored."""
+    for ids in chunks(connection, order):
+        postgres.again(lambda ids=ids: _empty(connection, settings, order, ids))  # type: ignore[misc]
+    order.count("dead_letters", letters(connection, order))
+
+
+def _empty(
+    connection: psycopg.Connection, settings: Settings, order: Order, ids: Sequence[str]
+) -> None:
+    with connection.transaction():
+        gone = [record for (record,) in connection.execute(_GONE, [list(ids)]).fetchall()]
+        if not gone:
+            return
+        changed = connection.execute(_EMPTY_OUTCOMES, [gone]).rowcount
+        for place, statement in _TAKE_OUT.items():
+            number = connection.execute(statement.encode(), [gone]).rowcount
+            changed += number
+            if place == "dead_letters":
+                order.count(place, number)
+        if changed and settings.search.enabled:
+            marks.mark(connection, gone)
+
+
+def letters(connection: psycopg.Connection, order: Order, *, only_look: bool = False) -> int:
+    """Take out the dead letters whose content names a record or an author that is forgotten,
+    whatever their key; returns how many."""
+    wanted = Wanted(connection, order)
+    taken, last = 0, 0
+    while rows := connection.execute(_LETTERS, [last]).fetchall():
+        last = rows[-1][0]
+        said = [(number, topic, *named_in(value, key)) for number, topic, key, value in rows]
+        known = wanted.offsets({record for _, _, records, _ in said for record in records})
+        gone = [
+            number
+            for number, topic, records, authors in said
+            if any(record in known for record in records)
+            or any(wanted.by(author, platform_of(topic, records)) for author in authors or [None])
+        ]
+        if gone and not only_look:
+            connection.execute("DELETE FROM dead_letters WHERE id = ANY(%s)", [gone])
+        taken += len(gone)
+    return taken
+
+
+def letters_of_nobody(connection: psycopg.Connection, order: Order) -> list[str]:
+    """Ids of records of a forgotten author or platform that only dead letters tell of: what stands
+    on their raw topic must go as well."""
+    wanted = Wanted(connection, order)
+    if wanted.author is None and not wanted.whole_platform:
+        return []
+    ids: dict[str, None] = {}
+    last = 0
+    while rows := connection.execute(_LETTERS, [last]).fetchall():
+        last = rows[-1][0]
+        for _, topic, key, value in rows:
+            records, authors = named_in(value, key)
+            platform = platform_of(topic, records)
+            if any(wanted.by(author, platform) for author in authors or [None]):
+                ids.update(dict.fromkeys(records))
+    return list(ids)
+
+
+def is_of(wanted: Wanted, key: str | None, topic: str, value: bytes | None) -> bool:
+    """Whether a dead letter belongs to what is forgotten."""
+    records, authors = named_in(value, key)
+    if wanted.offsets(records):
+        return True
+    platform = platform_of(topic, records)
+    return any(wanted.by(author, platform) for author in authors or [None])
+
+
+def named_in(value: bytes | memoryview | None, key: str | None) -> tuple[set[str], list[Any]]:
+    """(record ids, authors) that a message names; one that is no JSON is searched for them."""
+    records = {key} if key else set()
+    content = bytes(value or b"")
+    try:
+        said = orjson.loads(content)
+    except ValueError:
+        authors = []
+        for name, text in _NAMED.findall(content):
+            try:
+                read = orjson.loads(text)
+            except ValueError:
+                continue
+            if name == b"id":
+                records.add(read)
+            else:
+                authors.append(read)
+        return records, authors
+    if not isinstance(said, dict):
+        return records, []
+    if isinstance(said.get("id"), str):
+        records.add(said["id"])
+    return records, [said["author"]] if "author" in said else []
+
+
+def platform_of(topic: str, records: set[str]) -> str | None:
+    """The platform of a message: its topic's, else what its record's id says."""
+    _, found, platform = topic.partition(".raw.posts.")
+    if found:
+        return platform
+    for record in records:
+        if record.count(":") >= 2:
+            return record.split(":")[1]
+    return None
+
+
+def authors(connection: psycopg.Connection, order: Order) -> None:
+    """Take out the names that no record has any more."""
+    with connection.transaction():
+        connection.execute("SET LOCAL lock_timeout = 0")
+        connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_AUTHORS})".encode())
+        gone = connection.execute(_ORPHANS).fetchall()
+        if gone:
+            connection.execute("SELECT nextval('author_changes')")
+        order.count("authors", len(gone))
+        known = (order.subject or {}).get("gone", [])
+        order.subject = {**(order.subject or {}), "gone": [*known, *map(list, gone)]}
+        orders.save(connection, order)  # with the names: the snapshots are yet to be looked through
+
+
+def marked(connection: psycopg.Connection, order: Order) -> int:
+    """Marks of the order's records that the projector has not come to; none without search."""
+    row = connection.execute(
+        "SELECT CASE WHEN EXISTS (SELECT FROM search_collections) THEN (SELECT count(*)"
+        " FROM search_dirty d JOIN forget_records f ON f.record_id = d.record_id"
+        " WHERE f.order_id = %s AND NOT d.rebuild) ELSE 0 END",
+        [order.id],
+    ).fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,324 @@
+"""An order carried out: each step does what can be done now and leaves the rest for the next call.
+
+    select     the records that are meant, until the store has seen all that stood when it was made
+    publish    their deletions, and communities without the posts that they quoted
+    follow     the readers: what each has passed, until no content can come any more
+    empty      tables, rejects files; at the end authors' names and snapshots too
+    purge      if asked: topics kept by time up to what all have read, raw topics by the cleaner
+
+Steps are done again after a kill; each of them may be done twice. One process at a time works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Protocol
+
+import psycopg
+
+from headrace.config import Settings
+from headrace.errors import HeadraceError
+from headrace.forget import orders, purge, reach, sending, tables
+from headrace.forget.orders import Order, Selection, Wanted
+from headrace.forget.places import content_topics
+from headrace.log import get
+from headrace.snapshots import removal as snapshots
+from headrace.stores import migrate, postgres
+from headrace.stream import clients, topics, topology
+from headrace.stream.clients import Admin
+from headrace.stream.topology import Topology
+
+log = get(__name__)
+
+POLL_SECONDS = 0.5
+_LOOK_SECONDS = 5.0  # between two looks through raw topics
+_LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace forget ' || current_schema()))"
+
+# Whose dead tuples hold content until PostgreSQL cleans them.
+_VACUUMED = (
+    "records", "outcomes", "entity_mentions", "vectors", "dead_letters", "redo", "dim_author",
+    "search_errors",
+)  # fmt: skip
+
+
+class TakeOut(Protocol):
+    """Takes what an order forgets out of files that `headrace` itself knows nothing of; returns
+    how many lines. `look`: only count."""
+
+    def __call__(self, settings: Settings, wanted: Wanted, *, look: bool = False) -> int: ...
+
+
+class Forgetting:
+    """Works on orders. Use `with`; raises HeadraceError where another process does."""
+
+    def __init__(self, settings: Settings, rejects: TakeOut) -> None:
+        self.settings = settings
+        self.topology: Topology = topology.load(settings)
+        self._rejects = rejects
+        topics.ensure(settings, self.topology)
+        migrate.upgrade(settings, self.topology)
+        self._connection = postgres.connect(settings, autocommit=True, application="headrace forget")
+        self._admin: Admin = clients.admin(settings)
+        self._sender: sending.Sender | None = None
+        self._looker: tuple[str, purge.Looker] | None = None
+        self._looked = float("-inf")
+
+    def __enter__(self) -> Forgetting:
+        if self._connection.execute(_LOCK).fetchone() != (True,):
+            self.close()
+            raise HeadraceError("another `headrace forget` works just now; try again later")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._admin.close()
+
+    def orders(self, number: str | None = None) -> list[Order]:
+        return orders.read(self._connection, number)
+
+    def look(self, selection: Selection) -> dict[str, int]:
+        """How much there is of it, by place; nothing is changed."""
+        with self._connection.transaction(force_rollback=True):
+            order = orders.make(self._connection, self.topology, selection, purge=False)
+            return self._found(order)
+
+    def make(self, selection: Selection, *, purge: bool) -> Order:
+        """A new order. What it found stands in its counts."""
+        with self._connection.transaction():
+            order = orders.make(self._connection, self.topology, selection, purge=purge)
+            raw = [topic.name for topic in self.topology.raw_topics()]
+            order.progress["reach"] = self._readers().ends(raw)
+            orders.save(self._connection, order)
+        return order
+
+    def ask_purge(self, order: Order) -> None:
+        order.purge = True
+        orders.save(self._connection, order)
+
+    def go_on(
+        self,
+        order: Order,
+        *,
+        seconds: float,
+        stopping: Callable[[], bool] = lambda: False,
+        tell: Callable[[Order], object] = lambda order: None,
+    ) -> Order:
+        """Work on an order until it is done or nothing has moved for so many seconds."""
+        moved, before = time.monotonic(), ""
+        while True:
+            self.step(order)
+            tell(order)
+            now = "; ".join(order.waits)
+            if now != before:
+                moved, before = time.monotonic(), now
+            if not order.waits or stopping() or time.monotonic() - moved > seconds:
+                return order
+            time.sleep(POLL_SECONDS)
+
+    def step(self, order: Order) -> None:
+        """Whatever can be done now; `order.waits` says what is still to come."""
+        if order.state == "purged" or (order.state == "forgotten" and not order.purge):
+            order.waits = []
+            return
+        order.waits = []
+        if order.state == "open":
+            self._forget(order)
+        if order.purge and "ends" in order.progress:
+            self._purge(order)
+        orders.save(self._connection, order)
+
+    # -- forgetting
+
+    def _forget(self, order: Order) -> None:
+        if not self._select(order):
+            return
+        if not self._publish(order):
+            return
+        readers = self._readers()
+        ends = order.progress["ends"]
+        raw = {name: ends[name] for name in ends if name in self._raw()}
+        stored = all(not readers.behind(store, raw) for store in self.topology.stores())
+        if stored and not order.progress.get("emptied"):
+            self._empty(order)  # what people see goes at once; late comers at the end
+            order.progress["emptied"] = True
+        order.waits += reach.follow(readers, order)
+        marked = tables.marked(self._connection, order)
+        if marked and not order.waits:
+            order.waits.append(f"search has {marked:,} marks to work on")
+        if order.waits:
+            return
+        self._empty(order)
+        tables.authors(self._connection, order)
+        order.count("snapshots", self._clean_snapshots(order))
+        order.state, order.finished_at = "forgotten", datetime.now(UTC)
+        order.subject = None
+
+    def _select(self, order: Order) -> bool:
+        progress = order.progress
+        if progress.get("selected"):
+            return True
+        readers = self._readers()
+        behind = 0
+        if order.selection["kind"] != "records":
+            behind = sum(readers.behind(s, progress["reach"]) for s in self.topology.stores())
+        with self._connection.transaction():
+            orders.select(self._connection, order)
+            for record in tables.letters_of_nobody(self._connection, order):
+                orders.add(self._connection, self.topology, order, record)
+            progress["selected"] = not behind
+            if not behind:
+                for place, number in tables.found(self._connection, order).items():
+                    order.count(place, number)
+            orders.save(self._connection, order)
+        if behind:
+            order.waits.append(f"the stores have {behind:,} records to read before all are known")
+            # What is known already need not wait.
+            sending.deletions(self._connection, self._sending(order), order)
+        return not behind
+
+    def _publish(self, order: Order) -> bool:
+        """True once everything is out, and the ends of what the readers must pass are noted."""
+        if "ends" in order.progress:
+            return True
+        sender = self._sending(order)
+        sending.deletions(self._connection, sender, order)
+        if not self._publish_quotes(order, sender):
+            return False
+        ends: reach.Ends = {}
+        for (topic, partition), end in purge.Looker(
+            self.settings, self._connection, order
+        ).places().items():
+            ends.setdefault(topic, {})[str(partition)] = end
+        redo = [group.redo.name for group in self.topology.groups.values()]
+        order.progress["ends"] = ends | self._readers().ends(redo)
+        sender.receipt(*sending.receipt(self._connection, self.topology, order))
+        orders.save(self._connection, order)
+        return True
+
+    def _publish_quotes(self, order: Order, sender: sending.Sender) -> bool:
+        """Communities anew. Only of their newest revisions, so the store must have them all."""
+        name = self.topology.topic("raw.communities").name
+        readers = self._readers()
+        ends = readers.ends([name])
+        behind = sum(readers.behind(store, ends) for store in self.topology.stores())
+        if behind:
+            order.waits.append(f"the stores have {behind:,} communities to read")
+            return False
+        found = sending.quotes(self._connection, order)
+        if not found:
+            return True
+        spans = order.progress.setdefault("quotes", {})
+        for topic, partition, offset in sender.send(found).values():
+            first, end = spans.setdefault(topic, {}).get(str(partition), [offset, offset])
+            spans[topic][str(partition)] = [min(first, offset), max(end, offset + 1)]
+        order.count("communities", len(found))
+        orders.save(self._connection, order)
+        return self._publish_quotes(order, sender)  # waits until these are stored
+
+    def _empty(self, order: Order) -> None:
+        tables.empty(self._connection, self.settings, order)
+        order.count("rejects", self._rejects(self.settings, Wanted(self._connection, order)))
+
+    def _clean_snapshots(self, order: Order, *, look: bool = False) -> int:
+        """Rows taken out of snapshots. A community is there again by catching up."""
+        wanted = Wanted(self._connection, order)
+        gone: dict[str, int | None] = {}
+        for ids in orders.chunks(self._connection, order):
+            gone.update(wanted.offsets(ids))
+        quotes = order.progress.get("quotes", {})
+        gone.update(sending.places_of(self._connection, quotes))
+        names = {(platform, name) for platform, name in (order.subject or {}).get("gone", ())}
+        taken = snapshots.forget(
+            self.settings,
+            gone,
+            authors=names,
+            platforms=[wanted.platform] if wanted.whole_platform and wanted.platform else (),
+            letters=lambda key, topic, value: tables.is_of(wanted, key, topic, value),
+            dry_run=look,
+        )
+        return sum(taken.values())
+
+    def _found(self, order: Order) -> dict[str, int]:
+        orders.select(self._connection, order)
+        found = tables.found(self._connection, order)
+        found["dead_letters"] = tables.letters(self._connection, order, only_look=True)
+        found["communities"] = len(sending.quotes(self._connection, order))
+        wanted = Wanted(self._connection, order)
+        found["rejects"] = self._rejects(self.settings, wanted, look=True)
+        found["snapshots"] = self._clean_snapshots(order, look=True)
+        return found
+
+    # -- purging
+
+    def _purge(self, order: Order) -> None:
+        readers = self._readers()
+        ends = order.progress["ends"]
+        by_time = [t for t in content_topics(self.topology) if t.name in ends and not t.is_raw]
+        upto, kept = reach.removable(readers, order, by_time)
+        if order.state == "open" and order.waits:
+            return  # files are begun once, for everything
+        order.waits += kept
+        done = order.progress.setdefault("purged", {})
+        if not done.get("files"):
+            raw = {topic for topic, _ in self._look_for(order).places()}
+            purge.begin_files(
+                self.settings, self._connection, self._admin, raw | {t for t, _ in upto}
+            )
+            purge.let_clean(self._connection, self._admin, raw)
+            done["files"] = True
+            orders.save(self._connection, order)
+        order.count("messages", purge.delete_before(self._admin, upto))
+        if not done.get("compacted"):
+            self._look_through(order)
+        if order.waits:
+            return
+        for table in _VACUUMED:
+            with _patient(self._connection):
+                self._connection.execute(f"VACUUM {table}".encode())
+        self._connection.execute("DELETE FROM forget_records WHERE order_id = %s", [order.id])
+        order.state, order.purged_at = "purged", datetime.now(UTC)
+
+    def _look_through(self, order: Order) -> None:
+        looker = self._look_for(order)
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            order.waits.append("Kafka's cleaner is yet to come to the raw topics")
+            return
+        left = looker.remaining(self._admin, lambda: False)
+        self._looked = time.monotonic()
+        if left:
+            order.waits.append("Kafka's cleaner is yet to come to the raw topics")
+            return
+        raw = {topic for topic, _ in looker.places()}
+        purge.leave_clean(self._connection, self._admin, raw)
+        order.progress["purged"]["compacted"] = True
+
+    def _look_for(self, order: Order) -> purge.Looker:
+        if self._looker is None or self._looker[0] != order.id:
+            looker = purge.Looker(self.settings, self._connection, order)
+            self._looker, self._looked = (order.id, looker), float("-inf")
+        return self._looker[1]
+
+    def _readers(self) -> reach.Readers:
+        return reach.Readers(self.settings, self._admin, self.topology, self._connection)
+
+    def _sending(self, order: Order) -> sending.Sender:
+        return sending.Sender(self.settings, order)
+
+    def _raw(self) -> set[str]:
+        return {topic.name for topic in self.topology.raw_topics()}
+
+
+@contextmanager
+def _patient(connection: psycopg.Connection) -> Iterator[None]:
+    """Without the timeout of statements: this takes as long as the table is large."""
+    connection.execute("SET statement_timeout = 0")
+    try:
+        yield
+    finally:
+        connection.execute("RESET statement_timeout")
