@@ -17,7 +17,7 @@ from headrace.schedule import next_due
 from headrace.scheduling import plan, positions, windows
 from headrace.scheduling.plan import Clock, History, Step
 from headrace.scheduling.scheduler import is_led, read_history
-from headrace.scheduling.units import Key, Unit, units
+from headrace.scheduling.units import DISABLED, Key, Unit, units
 from headrace.scheduling.windows import Window
 from headrace.stores import postgres
 from headrace.stream import clients
@@ -205,9 +205,9 @@ def _state(
             return "open", opened.reason
         return "open", f"{left.get(opened.id, 0):,} of {opened.waiting:,} left"
     if was is None or step is None:
-        return ("disabled", "") if unit.held == "disabled" else ("waits", "for a scheduler")
-    if unit.held == "disabled":
-        return "disabled", ""
+        return (DISABLED, "") if unit.held == DISABLED else ("waits", "for a scheduler")
+    if unit.held == DISABLED:
+        return DISABLED, ""
     if was.asked:
         return "asked", step.reason if step.do == "wait" else ""
     if step.do in ("open", "skip"):

@@ -22,7 +22,7 @@ from headrace.log import get
 from headrace.scheduling import plan, positions, windows
 from headrace.scheduling.plan import Clock, History, Step
 from headrace.scheduling.positions import Standing
-from headrace.scheduling.units import Key, Unit, units
+from headrace.scheduling.units import DISABLED, Key, Unit, units
 from headrace.stores import postgres
 from headrace.stream import clients
 from headrace.stream import topology as topologies
@@ -101,7 +101,7 @@ class Scheduler:
         everything = units(self._settings, self._topology, files)
         now = self._clock()
         # Held by a mode is not gone: it goes on when the mode allows it. Disabled is.
-        counted = {unit.key: unit.when.text for unit in everything if unit.held != "disabled"}
+        counted = {unit.key: unit.when.text for unit in everything if unit.held != DISABLED}
         windows.note_schedules(connection, counted, now)
         positions.settle(connection, admin, self._topology)
         self._close_strays(connection, {unit.key for unit in everything})

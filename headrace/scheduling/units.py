@@ -67,9 +67,8 @@ def units(settings: Settings, topology: Topology, platforms: Mapping[str, Platfo
                     after=frozenset(
                         unit.key
                         for unit in found
-                        if unit.group in above and None in (platform, unit.platform)
-                        or unit.group in above
-                        and unit.platform == platform
+                        if unit.group in above
+                        and (unit.platform == platform or None in (platform, unit.platform))
                     ),
                 )
             )
