@@ -1,0 +1,69 @@
+"""Messages made from the tables are those that were published; old answers clear no order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from headrace.redo.messages import Maker
+from headrace.stream.wire import Lineage, Position, Revision
+from tests.stores.conftest import Database, database, databases, embedded, shared_database
+
+__all__ = ["database", "databases", "shared_database"]  # fixtures
+
+
+def made(database: Database, stage: str) -> list[Any]:
+    group = database.topology.group(stage)
+    ids = ["post:reddit:a", "post:reddit:b", "post:reddit:c"]
+    return list(Maker(database.connection, database.topology, group, {}).records(ids))
+
+
+def test_a_record_goes_as_it_was_published(database: Database) -> None:
+    raw = database.raw("a", 7, text="seven", extra={"b": 1.0, "a": ["é"]})
+    database.write([raw, database.raw("b", 8), database.raw("b", 9, deleted=True)])
+    (message,) = made(database, "sentiment")
+    assert (message.key, message.value) == (raw.key(), raw.value())
+    topic = f"{database.project}.raw.posts.reddit"
+    revision = Revision(database.topic_id(topic), 0, 7, 1_700_000_000_007)
+    was = Lineage(revision, "r1", 0, 0, (), Position(topic, 0, 7))
+    assert [Lineage.unpack(dict(message.headers)["hr"])] == [was]
+
+
+def test_an_outcome_goes_with_its_vector_and_its_rank(database: Database) -> None:
+    vector = embedded(0.25, -1.5, 3.0)
+    sent = database.outcome("a", 7, "embeddings", result=dict(vector), rank=3, offset=40)
+    dropped = database.outcome("c", 9, "embeddings", "drop", offset=41)
+    database.write([database.raw("a", 7), database.raw("b", 8), database.raw("c", 9)])
+    database.write([sent, dropped])
+    ok, drop = made(database, "sentiment_ml")
+    assert orjson.loads(ok.value) == orjson.loads(sent.value() or b"")
+    assert orjson.loads(drop.value) == orjson.loads(dropped.value() or b"")
+    lineage = Lineage.unpack(dict(ok.headers)["hr"])
+    published = Lineage.unpack(dict(sent.headers() or [])["hr"])
+    assert (lineage.revision, lineage.run) == (published.revision, "r1")
+    assert (lineage.input_rank, lineage.rank) == (3, 0)
+    assert str(lineage.input) == f"{database.project}.enriched.embeddings.reddit:0:40"
+
+
+def test_only_an_answer_to_the_order_clears_it(database: Database) -> None:
+    topic_id = database.topic_id(f"{database.project}.enriched.sentiment")
+    (order,) = database.sql(
+        'INSERT INTO redo_orders ("group", kind, reason, ends)'
+        " VALUES ('sentiment', 'upgrade', '', %s::jsonb) RETURNING id",
+        orjson.dumps({topic_id: {"0": 10}}).decode(),
+    )[0]
+    database.sql(
+        'INSERT INTO redo ("group", record_id, order_id, state)'
+        " VALUES ('sentiment', 'post:reddit:a', %s, 'sending')",
+        order,
+    )
+    count = 'SELECT count(*) FROM redo WHERE "group" = \'sentiment\''
+    database.write([database.outcome("a", 7, offset=9)])
+    assert database.sql(count) == [(1,)]
+    # The answer is of a lower rank than what stands, and in one batch with it.
+    database.write(
+        [database.outcome("a", 7, rank=5, offset=8), database.outcome("a", 7, rank=1, offset=12)]
+    )
+    assert database.sql(count) == [(0,)]
+    assert database.sql("SELECT rank FROM outcomes") == [(5,)]
