@@ -51,6 +51,10 @@ class Busy(HeadraceError):
     """The job is being run already."""
 
 
+class Overtaken(HeadraceError):
+    """What a run has found is of no use any more; another one will do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a job is told besides the rows. `taken_at` is the snapshot's time."""
@@ -160,7 +164,7 @@ def publish(
 ) -> bool:
     """Everything that comes of a run, in one transaction; True where its result is now read.
 
-    The result with the newest watermark is read, whichever run ends last. Raises HeadraceError
+    The result with the newest watermark is read, whichever run ends last. Raises Overtaken
     where this run may not publish at all: another took its place, or the stores were put back to
     before its snapshot.
     """
@@ -171,12 +175,12 @@ def publish(
         )
         now = watermark.now(connection)
         if not now.covers(context.watermark):
-            raise HeadraceError(f"{job}: PostgreSQL was put back while it ran; run it again")
+            raise Overtaken(f"{job}: PostgreSQL was put back while it ran; run it again")
         module.publish(connection, context, result)
         marks = Jsonb(context.watermark.as_json())
         done = connection.execute(_DONE, [context.taken_at, marks, context.run]).rowcount
         if done != 1:
-            raise HeadraceError(f"{job}: another run took this one's place; its result is kept")
+            raise Overtaken(f"{job}: another run took this one's place; its result is kept")
         newest = history.current(connection, job, now)
         is_newest = newest is None or _order(context.watermark, context.taken_at) >= _order(
             newest.watermark, newest.taken_at

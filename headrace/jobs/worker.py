@@ -78,8 +78,8 @@ class JobLoop:
             found = runtime.run(
                 self._post.settings, self._topology, self._job, stopping=self._post.stopping
             )
-        except runtime.Busy as error:
-            # Its snapshot may be older than our window: look again when it is done.
+        except (runtime.Busy, runtime.Overtaken) as error:
+            # The other's snapshot may be older than our window: look again when it is done.
             raise Retry(self._post.settings.scheduler.look_seconds, str(error)) from None
         except Exception as error:
             self.close()
