@@ -93,7 +93,7 @@ def forget(
     from headrace.stream.signals import Signals
 
     rejects = import_module(_REJECTS).take_out
-    with Signals() as signals, Forgetting(settings, rejects) as work:
+    with Forgetting(settings, rejects) as work:
         if chosen:
             if dry_run or not (yes or as_json):
                 found = work.look(selection)
@@ -109,12 +109,13 @@ def forget(
             todo = [work.make(selection, purge=purge)]
         else:
             todo = _unfinished(work, purge)
-        for order in todo:
-            work.go_on(order, seconds=wait, stopping=signals.stopping)
-            if not as_json:
-                _say(order)
-            if signals.stopping():
-                return 130
+        with Signals() as signals:
+            for order in todo:
+                work.go_on(order, seconds=wait, stopping=signals.stopping)
+                if not as_json:
+                    _say(order)
+                if signals.stopping():
+                    return 130
     if as_json:
         said = [order.as_dict() for order in todo]
         _say_json(said[0] if chosen else said)

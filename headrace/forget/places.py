@@ -39,9 +39,9 @@ TABLES = {
     ),
     "vectors": _table("vector", "record_id space stage version root_topic_id"),
     "dead_letters": _table(
-        "record_key reason exception key value headers", "group topic"
+        "record_key reason exception key value headers", "group topic topic_id"
     ),
-    "redo": _table("reason", "group record_id"),
+    "redo": _table("reason", "group record_id state"),
     "search_errors": _table("reason", "record_id collection"),
     "dim_author": _table("name", ""),
     "forget_orders": _table("subject", "id made_by selection state progress counts"),
@@ -57,17 +57,24 @@ PLAIN_TABLES = {
     "dim_run": "ids of runs",
     "forget_configs": "settings of topics",
     "forget_records": "ids",
+    "gate_states": "names and values of gates",
+    "job_current": "which run of a job counts",
+    "job_runs": "watermarks, and why a run failed",
+    "metrics": "figures of platforms; names of entities, not of authors",
     "offsets": "positions",
+    "redo_orders": "commands that queued work",
     "runs": "paths and counts",
+    "schedules": "schedules of groups",
     "search_collections": "names of collections",
     "search_dirty": "ids",
     "search_written": "ids",
     "stage_topics": "names of topics",
     "stages": "descriptions of stages",
+    "windows": "when groups run, and why",
 }
 
 # Topics that no group's structure tells of: they hold counts, positions and paths.
-PLAIN_TOPICS = {"status", "runs"}
+PLAIN_TOPICS = {"alerts", "runs", "status", "status.table"}
 
 
 def content_topics(topology: Topology) -> Iterator[Topic]:

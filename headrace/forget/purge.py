@@ -13,7 +13,7 @@ next call if this one is killed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import orjson
 import psycopg
@@ -163,16 +163,14 @@ class Looker:
                 found[place] = max(end, found.get(place, 0))
         return found
 
-    def remaining(self, admin: Admin, stopping: Callable[[], bool]) -> list[Partition]:
+    def remaining(self, admin: Admin) -> list[Partition]:
         """The partitions in which something is still to be found."""
         places = self.places()
         starts = admin.starts(places)
         left = []
         for place, end in sorted(places.items()):
             start = max(starts[place], self._clean.get(place, 0))
-            if stopping():
-                left.append(place)
-            elif start < end and (stale := self._first_stale(place, start, end)) is not None:
+            if start < end and (stale := self._first_stale(place, start, end)) is not None:
                 self._clean[place] = stale
                 left.append(place)
             else:

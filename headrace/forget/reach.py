@@ -129,11 +129,11 @@ def _waits(readers: Readers, group: Group, behind: int, left_out: Mapping[str, s
 
 def removable(
     readers: Readers, order: Order, topics: Iterable[Topic]
-) -> tuple[dict[Partition, int], list[str]]:
-    """(up to where these topics may be emptied, which readers keep more of them): not beyond what
+) -> tuple[dict[Partition, int], dict[str, str]]:
+    """(up to where these topics may be emptied, for whom more of them is kept): not beyond what
     anybody has yet to read, and not beyond the order's ends."""
     upto: dict[Partition, int] = {}
-    waits: list[str] = []
+    kept: dict[str, str] = {}
     for topic in topics:
         ends = {
             (topic.name, int(partition)): end
@@ -146,7 +146,7 @@ def removable(
             positions = readers.positions(group, [topic.name])
             held = sum(max(0, lowest[at] - positions.get(at, 0)) for at in lowest)
             if held:
-                waits.append(f"{topic.short} is kept for {group.short}, which has it yet to read")
+                kept[topic.name] = f"{topic.short} is kept for {group.short}, which has yet to read it"
             lowest = {at: min(end, positions.get(at, 0)) for at, end in lowest.items()}
         upto |= lowest
-    return upto, waits
+    return upto, kept

@@ -173,6 +173,8 @@ def receipt(connection: psycopg.Connection, topology: Topology, order: Order) ->
     count = connection.execute(
         "SELECT count(*) FROM forget_records WHERE order_id = %s AND published", [order.id]
     ).fetchone()
+    published = int(count[0]) if count else 0
+    communities = order.counts.get("communities", 0)
     value = {
         "type": _RECEIPT,
         "run": order.id,
@@ -180,8 +182,17 @@ def receipt(connection: psycopg.Connection, topology: Topology, order: Order) ->
         "kind": "deletions",
         "started_at": _clock(order.made_at),
         "ended_at": _clock(datetime.now(UTC)),
-        "files": [],
-        "records": (count[0] if count else 0) + order.counts.get("communities", 0),
+        "files": [
+            {
+                "path": "headrace forget",
+                "rows": published,
+                "published": published,
+                "communities": communities,
+                "rejected": 0,
+                "state": "done",
+            }
+        ],
+        "records": published + communities,
         "rejected": 0,
         "starts": {t: {p: span[0] for p, span in by.items()} for t, by in found.items()},
         "offsets": {t: {p: span[1] for p, span in by.items()} for t, by in found.items()},

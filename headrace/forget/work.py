@@ -34,7 +34,7 @@ from headrace.stream.topology import Topology
 log = get(__name__)
 
 POLL_SECONDS = 0.5
-_LOOK_SECONDS = 5.0  # between two looks through raw topics
+_LOOK_SECONDS = 2.0  # between two looks through raw topics
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace forget ' || current_schema()))"
 
 # Whose dead tuples hold content until PostgreSQL cleans them.
@@ -110,26 +110,31 @@ class Forgetting:
         tell: Callable[[Order], object] = lambda order: None,
     ) -> Order:
         """Work on an order until it is done or nothing has moved for so many seconds."""
-        moved, before = time.monotonic(), ""
+        moved, before, leaving = time.monotonic(), "", False
         while True:
-            self.step(order)
+            self.step(order, leaving=leaving)
             tell(order)
             now = "; ".join(order.waits)
             if now != before:
                 moved, before = time.monotonic(), now
-            if not order.waits or stopping() or time.monotonic() - moved > seconds:
+            if not order.waits or stopping():
                 return order
+            if time.monotonic() - moved > seconds:
+                if leaving or not order.purge:
+                    return order
+                moved, leaving = time.monotonic(), True
             time.sleep(POLL_SECONDS)
 
-    def step(self, order: Order) -> None:
-        """Whatever can be done now; `order.waits` says what is still to come."""
+    def step(self, order: Order, *, leaving: bool = False) -> None:
+        """Whatever can be done now; `order.waits` says what is still to come. `leaving`: purge what
+        can be purged although some readers are yet to come."""
         if order.state == "purged" or (order.state == "forgotten" and not order.purge):
             order.waits = []
             return
         order.waits = []
         if order.state == "open":
             self._forget(order)
-        if order.purge and "ends" in order.progress:
+        if order.purge and "ends" in order.progress and (order.state != "open" or leaving):
             self._purge(order)
         orders.save(self._connection, order)
 
@@ -148,7 +153,7 @@ class Forgetting:
             self._empty(order)  # what people see goes at once; late comers at the end
             order.progress["emptied"] = True
         order.waits += reach.follow(readers, order)
-        marked = tables.marked(self._connection, order)
+        marked = tables.marked(self._connection, order) if self.settings.search.enabled else 0
         if marked and not order.waits:
             order.waits.append(f"search has {marked:,} marks to work on")
         if order.waits:
@@ -261,18 +266,14 @@ class Forgetting:
         ends = order.progress["ends"]
         by_time = [t for t in content_topics(self.topology) if t.name in ends and not t.is_raw]
         upto, kept = reach.removable(readers, order, by_time)
-        if order.state == "open" and order.waits:
-            return  # files are begun once, for everything
-        order.waits += kept
+        order.waits += kept.values()
         done = order.progress.setdefault("purged", {})
-        if not done.get("files"):
-            raw = {topic for topic, _ in self._look_for(order).places()}
-            purge.begin_files(
-                self.settings, self._connection, self._admin, raw | {t for t, _ in upto}
-            )
-            purge.let_clean(self._connection, self._admin, raw)
-            done["files"] = True
-            orders.save(self._connection, order)
+        raw = {topic for topic, _ in self._look_for(order).places()}
+        begun = set(done.setdefault("files", []))
+        begin = (raw | {topic for topic, _ in upto if topic not in kept}) - begun
+        purge.begin_files(self.settings, self._connection, self._admin, begin)
+        done["files"] = sorted(begun | begin)
+        orders.save(self._connection, order)
         order.count("messages", purge.delete_before(self._admin, upto))
         if not done.get("compacted"):
             self._look_through(order)
@@ -286,15 +287,16 @@ class Forgetting:
 
     def _look_through(self, order: Order) -> None:
         looker = self._look_for(order)
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
-            order.waits.append("Kafka's cleaner is yet to come to the raw topics")
-            return
-        left = looker.remaining(self._admin, lambda: False)
-        self._looked = time.monotonic()
+        raw = {topic for topic, _ in looker.places()}
+        left = True
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            left = bool(looker.remaining(self._admin))
+            self._looked = time.monotonic()
+            if left:  # again, since another order may have set it back
+                purge.let_clean(self._connection, self._admin, raw)
         if left:
             order.waits.append("Kafka's cleaner is yet to come to the raw topics")
             return
-        raw = {topic for topic, _ in looker.places()}
         purge.leave_clean(self._connection, self._admin, raw)
         order.progress["purged"]["compacted"] = True
 

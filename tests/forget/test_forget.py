@@ -1,0 +1,221 @@
+"""`headrace forget` through everything, looked into byte by byte."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from headrace import servers
+from headrace.snapshots import folder
+from headrace.stores import weaviate as stores
+from headrace.stream.wire import Lineage, Position, Revision
+from producers.rejects import read_rejects
+from tests.forget.conftest import Broker, tables_with, topics_with
+from tests.world import World, wait_for
+
+MARK = b"Qzxvkwjq"  # in the author's name and in everything that the author wrote
+AUTHOR = f"ann {MARK.decode()}"
+QUICK = ("text", "entities", "sentiment", "postgres", "search")
+
+
+@pytest.fixture(scope="module")
+def search_flags(weaviate: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    port = os.environ.get("HEADRACE_WEAVIATE__GRPC_PORT")
+    if port is None:
+        found = servers.running(request.getfixturevalue("servers_dir")).get("weaviate")
+        port = str(found.ports["grpc"]) if found else "50051"
+    return {"weaviate.url": weaviate, "weaviate.grpc_port": int(port)}
+
+
+def only_quick(content: dict[str, Any]) -> None:
+    """Without what works at night: an order waits for it."""
+    for group in ("embeddings", "sentiment_ml", "metrics", "status"):
+        content["groups"].pop(group, None)
+    content["modes"] = {"fast": list(QUICK), "full": "all", "batch": []}
+
+
+def row(number: int, author: str, text: str) -> dict[str, Any]:
+    return {
+        "id": f"p{number}",
+        "title": f"On {text}",
+        "selftext": f"{text} loves Nike in London",
+        "permalink": f"/r/jars/{number}/",
+        "author": author,
+        "created_utc": 1_700_000_000 + number,
+        "score": 100 - number,
+    }
+
+
+def objects_with(world: World, mark: str) -> list[str]:
+    client = stores.connect(world.settings)
+    found = []
+    try:
+        for name in client.collections.list_all(simple=True):
+            if name.lower().startswith(f"{world.project}_"):
+                for item in client.collections.use(name).iterator():
+                    if mark in str(item.properties):
+                        found.append(f"{name} {item.properties['record_id']}")
+    finally:
+        client.close()
+    return found
+
+
+def files_with(world: World) -> list[str]:
+    """Rejects files and snapshots."""
+    found = [str(path) for path in world.home.rglob("*.rejects.jsonl") if MARK in path.read_bytes()]
+    for path in world.home.rglob("*.zst"):
+        content = b"".join(folder.unpack(path))
+        if MARK in content or MARK.hex().encode() in content:
+            found.append(str(path))
+    return found
+
+
+def test_no_byte_is_left(
+    here: Callable[..., World], broker: Broker, search_flags: dict[str, Any], tmp_path: Path
+) -> None:
+    world = here({**search_flags, "kafka.client": {"compression.type": "none"}}, change=only_quick)
+    world.apply()
+    mine = [row(number, AUTHOR, MARK.decode()) for number in range(4)]
+    others = [row(number, "bob", "this") for number in range(4, 9)]
+    rejected = [row(20, AUTHOR, MARK.decode()), row(21, "bob", "this")]
+    lines = [*mine, *others, *({**one, "title": ""} for one in rejected)]
+    file = world.home / "posts.jsonl"
+    torn = orjson.dumps(row(0, "bob", MARK.decode()))[:-20] + b"\n"
+    file.write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines) + torn)
+    world.command(
+        "publish", file, "--platform", "reddit", "--kind", "communities", "--with-posts"
+    )
+    file.unlink()
+    # A dead letter: what stands on the raw topic is of the author, and no record.
+    broken = b'{"id": "post:reddit:p30", "author": "' + AUTHOR.encode() + b'", "text": '
+    world.send("raw.posts.reddit", "post:reddit:p30", broken)
+    world.command("run", *QUICK, "--until-caught-up")
+    world.command("snapshot", "create", "before")
+    ((topic_id, partition, offset, appended),) = world.sql(
+        'SELECT topic_id, partition, "offset", appended FROM records WHERE id = %s',
+        ["post:reddit:p1"],
+    )
+    assert topics_with(world, MARK)
+    assert broker.files_with(world.project, MARK)
+    assert {"records", "dim_author", "dead_letters"} <= set(tables_with(world, MARK))
+    assert objects_with(world, MARK.decode())
+    assert len(files_with(world)) >= 2
+
+    found = json.loads(
+        world.command("forget", "--author", AUTHOR, "--dry-run", "--json").stdout
+    )["found"]
+    assert found["records"] == 4 and found["outcomes"] == 12 and found["communities"] == 1
+    assert found["dead_letters"] == 4 and found["rejects"] == 2 and found["snapshots"] > 0
+
+    # Nobody runs: the deletions are out, the rest waits and says so.
+    told = world.command(
+        "forget", "--author", AUTHOR, "--yes", "--wait", "0", "--json", check=False
+    )
+    order = json.loads(told.stdout)
+    assert told.returncode == 3 and order["state"] == "open" and order["waits"], told.stderr
+    # The old revision comes once more, late: to a stage and to the store.
+    raw = world.topology.topic("raw.posts.reddit").name
+    lineage = Lineage(
+        Revision(topic_id, partition, offset, appended),
+        "", 0, 0, (), Position(raw, partition, offset),
+    )  # fmt: skip
+    late = {
+        "id": "post:reddit:p1", "kind": "post", "platform": "reddit", "author": AUTHOR,
+        "text": MARK.decode(),
+    }  # fmt: skip
+    for group in ("entities", "postgres"):
+        world.send(f"{group}.redo", "post:reddit:p1", orjson.dumps(late), {"hr": lineage.pack()})
+    world.command("run", *QUICK, "--until-caught-up")
+    assert set(tables_with(world, MARK)) <= {"dead_letters", "forget_orders", "dim_author"}
+
+    told = world.command("forget", "--resume", "--purge", "--json", check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert [one["state"] for one in json.loads(told.stdout)] == ["purged"]
+
+    assert topics_with(world, MARK) == []
+    assert tables_with(world, MARK) == []
+    assert objects_with(world, MARK.decode()) == []
+    assert files_with(world) == []
+    wait_for(
+        lambda: not broker.files_with(world.project, MARK),
+        message=lambda: str(broker.files_with(world.project, MARK)),
+    )
+
+    # What is not meant stays, and the topics are as they were.
+    assert world.sql("SELECT count(*) FROM posts WHERE author = 'bob' AND text <> ''") == [(5,)]
+    assert world.sql("SELECT count(*) FROM outcomes WHERE outcome = 'ok'") == [(15,)]
+    (rejects,) = world.home.rglob("*.rejects.jsonl")
+    assert [reject.row and reject.row["id"] for reject in read_rejects(rejects)] == ["p21"]
+    ((quoting,),) = world.sql("SELECT value::jsonb->'best_posts' FROM records WHERE kind = 'community'")
+    assert [post["id"] for post in quoting] == [f"post:reddit:p{n}" for n in range(4, 9)]
+    assert world.sql("SELECT count(*) FROM forget_configs") == [(0,)]
+    own = world.admin.own_configs([raw])[raw]
+    assert not {"segment.ms", "min.cleanable.dirty.ratio"} & own.keys(), own
+    audit = world.command("forget", "--list").stdout
+    assert order["order"] in audit and AUTHOR not in audit
+
+
+def scheduled(content: dict[str, Any]) -> None:
+    """One quick stage, and one at night that reads what it writes."""
+    stage = {
+        "description": "For tests.", "kind": "stage", "module": "tests.stages.words",
+        "version": "1", "rank": 1,
+    }  # fmt: skip
+    for name in ("words", "later"):
+        content["topics"][f"enriched.{name}"] = {
+            "description": "For tests.", "key": "record id", "cleanup": "delete",
+            "retention": "30 days",
+        }  # fmt: skip
+    content["groups"] = {
+        "words": {**stage, "reads": ["raw.posts.{platform}"], "writes": "enriched.words"},
+        "later": {
+            **stage, "reads": ["enriched.words"], "writes": "enriched.later",
+            "when": 'cron "0 1 * * *"',
+        },
+        "postgres": content["groups"]["postgres"],
+    }  # fmt: skip
+    content["modes"] = {"fast": ["words", "postgres"], "full": "all", "batch": []}
+
+
+def test_killed_it_goes_on_and_keeps_what_others_have_yet_to_read(
+    here: Callable[..., World],
+) -> None:
+    world = here(change=scheduled)
+    world.post("reddit", 4_000, texts=[MARK.decode()], author=AUTHOR)
+    world.post("youtube", 10)
+    world.run("words", "postgres")
+    process = world.start("forget", "--platform", "reddit", "--yes", "--purge", "--wait", "0")
+    out = 'SELECT count(*) FROM forget_records WHERE "offset" IS NOT NULL'
+    wait_for(lambda: world.sql(out) > [(0,)], message=lambda: world.log_of(process))
+    os.killpg(process.pid, 9)
+    process.wait(30)
+    assert world.sql("SELECT state FROM forget_orders") == [("open",)]
+    told = world.command("forget", "--resume", "--wait", "0", "--json", check=False)
+    assert told.returncode == 3, told.stderr
+    assert world.sql(out) == [(4_000,)]
+    world.run("words", "postgres")
+
+    told = world.command("forget", "--resume", "--wait", "1", "--json", check=False)
+    (order,) = json.loads(told.stdout)
+    assert told.returncode == 3 and order["state"] == "open"
+    assert any(wait.startswith("later has ") for wait in order["waits"]), order["waits"]
+    assert "enriched.words is kept for later, which has yet to read it" in order["waits"]
+    words = world.topology.topic("enriched.words").name
+    assert set(world.admin.starts([(words, 0), (words, 1)]).values()) == {0}
+    assert topics_with(world, MARK)
+    assert [place for place in topics_with(world, MARK) if ".raw." in place] == []
+
+    world.run("later", "postgres")
+    told = world.command("forget", "--resume", check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert topics_with(world, MARK) == []
+    assert tables_with(world, MARK) == []
+    assert world.sql("SELECT state FROM forget_orders") == [("purged",)]
+    assert world.sql("SELECT count(*), count(text) FROM records WHERE deleted") == [(4_000, 0)]
+    assert world.sql("SELECT count(*) FROM records WHERE NOT deleted") == [(10,)]
