@@ -383,8 +383,8 @@ def _unaccounted(
             yield Finding(
                 "records",
                 f"{s.stage}: {s.dead:,} records are dead",
-                f"`headrace dead list {s.stage}` says why; once it is mended, `headrace dead redrive"
-                f" {s.stage}` gives them back",
+                f"`headrace dead list {s.stage}` says why; once it is mended,"
+                f" `headrace dead redrive {s.stage}` gives them back",
                 level="note",
             )
 
@@ -392,7 +392,8 @@ def _unaccounted(
 def _unsent(connection: psycopg.Connection) -> Iterator[Finding]:
     """Work that a killed command had noted to be done again."""
     rows = connection.execute(
-        """SELECT q."group", o.kind, count(*) FROM redo q LEFT JOIN redo_orders o ON o.id = q.order_id
+        """SELECT q."group", o.kind, count(*)
+           FROM redo q LEFT JOIN redo_orders o ON o.id = q.order_id
            WHERE q.state = 'sending' AND q.queued_at < now() - interval '2 minutes'
            GROUP BY 1, 2 ORDER BY 1, 2"""
     ).fetchall()

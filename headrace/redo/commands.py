@@ -17,7 +17,9 @@ Loader = Callable[[], Settings]
 LATE = 3  # exit status of a wait that timed out
 DIED = 4  # of a canary that died
 
-_platform = click.option("--platform", "platforms", multiple=True, help="Only this one; repeatable.")
+_platform = click.option(
+    "--platform", "platforms", multiple=True, help="Only this one; repeatable."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _wait = click.option("--wait", is_flag=True, help="Until every outcome is stored.")
 _timeout = click.option("--timeout", type=float, help="Seconds to wait; then exit 3.")
@@ -310,9 +312,7 @@ def upgrade(
 
 def _redriven(report: Any) -> str:
     if report.timed_out:
-        return (
-            f"{report.group}: not every outcome is known yet; the same command goes on from here"
-        )
+        return f"{report.group}: not every outcome is known yet; the same command goes on from here"
     if report.stopped:
         died = report.canary - report.survived
         lines = [

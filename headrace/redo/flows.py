@@ -173,9 +173,11 @@ def requeue(
 ) -> Report:
     """Have a stage do the records that it has passed and has no answer for."""
     report = Report(group.short, "missing")
-    with Sender(settings, topology, group) if not dry_run else _looking(
-        settings, topology, group
-    ) as sender:
+    with (
+        Sender(settings, topology, group)
+        if not dry_run
+        else _looking(settings, topology, group) as sender
+    ):
         if not dry_run:
             report.resent = sender.resend().queued
         standing = Standing(sender.admin, sender.connection, topology, group)

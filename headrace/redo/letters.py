@@ -126,7 +126,9 @@ def find(
     )
     if row is None:
         of = f" of {group}" if group else ""
-        raise HeadraceError(f"there is no dead letter {wanted}{of}: `headrace dead list` lists them")
+        raise HeadraceError(
+            f"there is no dead letter {wanted}{of}: `headrace dead list` lists them"
+        )
     return row
 
 
@@ -193,7 +195,7 @@ class Dead:
         """Letters that an earlier command sent and that have no answer yet."""
         where, parameters = self.filters.where(self.topology)
         query = (
-            f'SELECT id FROM letters WHERE {where} AND "group" = %(of)s AND state = \'queued\''
+            f"SELECT id FROM letters WHERE {where} AND \"group\" = %(of)s AND state = 'queued'"
             " ORDER BY record_key LIMIT %(most)s"
         ).encode()
         rows = connection.execute(query, parameters | {"of": self.group.short, "most": most})

@@ -107,7 +107,7 @@ class Standing:
         if self.waiting() or self.unstored(self.written()):
             return 0
         return self._connection.execute(
-            'DELETE FROM redo WHERE "group" = %s AND state = \'queued\' AND queued_at < %s',
+            "DELETE FROM redo WHERE \"group\" = %s AND state = 'queued' AND queued_at < %s",
             [self._group.short, row[0] if row else None],
         ).rowcount
 

@@ -34,7 +34,7 @@ def test_the_dead_live_once_the_stage_is_mended(redos: Callable[..., Redo]) -> N
     assert "3 of 3 died again; the others were not sent" in tried.stdout
     assert len(redo.queued()) == 3
     assert redo.states() == {"open": 9}
-    died = 'SELECT count(*) FROM dead_letters WHERE deaths = 2 AND "group" = \'words\''
+    died = "SELECT count(*) FROM dead_letters WHERE deaths = 2 AND \"group\" = 'words'"
     wait_for(lambda: world.sql(died) == [(3,)], message="those that died again count again")
 
     redo.mended.touch()

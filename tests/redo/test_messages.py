@@ -58,7 +58,7 @@ def test_only_an_answer_to_the_order_clears_it(database: Database) -> None:
         " VALUES ('sentiment', 'post:reddit:a', %s, 'sending')",
         order,
     )
-    count = 'SELECT count(*) FROM redo WHERE "group" = \'sentiment\''
+    count = "SELECT count(*) FROM redo WHERE \"group\" = 'sentiment'"
     database.write([database.outcome("a", 7, offset=9)])
     assert database.sql(count) == [(1,)]
     # The answer is of a lower rank than what stands, and in one batch with it.
