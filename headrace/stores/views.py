@@ -359,7 +359,7 @@ def _comments(level: float) -> dict[str, str]:
         "posts": "Posts and comments, with names instead of ids and their sentiment and language",
         "posts.sentiment_stale": "The sentiment is of an earlier revision of the text",
         "entities": "Named entities with their mentions, per platform",
-        "letters": "Every dead letter: its state and cause; `headrace dead` lists and redrives them",
+        "letters": "Every dead letter: its state and cause; `headrace dead` redrives them",
         "letters.state": (
             "open; queued: it is to be done again; done: it went through after all; superseded: "
             "the record has a newer revision, or was deleted"
