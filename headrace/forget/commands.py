@@ -27,7 +27,7 @@ _WAIT_SECONDS = 30.0
 @click.option("--author", help="All of this author; with --platform there only.")
 @click.option("--community", help="All of this community; with --platform there only.")
 @click.option("--platform", help="All of this platform, or only what stands there.")
-@click.option("--deleted", is_flag=True, help="What published files have deleted: all traces of it.")
+@click.option("--deleted", is_flag=True, help="All traces of what published files have deleted.")
 @click.option("--dry-run", is_flag=True, help="Say what there is of it, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--purge", is_flag=True, help="Take the bytes out of Kafka too.")
@@ -65,9 +65,9 @@ def forget(
     of an author, a community or a platform.
 
     Deletions are published and go the way of every record; where content is left behind on it, in
-    tables, search, rejects files and snapshots, it is taken out as well. What is not done yet, since
-    a group does not run, is done by `forget --resume` later. --purge also takes the bytes out of
-    Kafka's files. Exit status: 0 all is done, 3 something is still to come.
+    tables, search, rejects files and snapshots, it is taken out as well. What is not done yet,
+    since a group does not run, is done by `forget --resume` later. --purge also takes the bytes out
+    of Kafka's files. Exit status: 0 all is done, 3 something is still to come.
     """
     from headrace.forget.orders import Selection
 

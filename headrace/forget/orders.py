@@ -169,7 +169,9 @@ def read(connection: psycopg.Connection, number: str | None = None) -> list[Orde
     """One order, or all of them, the newest first. Raises HeadraceError for an unknown one."""
     where, values = ("WHERE id = %s", [number]) if number else ("", [])
     cursor = connection.cursor(row_factory=dict_row)
-    cursor.execute(f"SELECT {_COLUMNS} FROM forget_orders {where} ORDER BY id DESC".encode(), values)
+    cursor.execute(
+        f"SELECT {_COLUMNS} FROM forget_orders {where} ORDER BY id DESC".encode(), values
+    )
     found = [Order(**row) for row in cursor.fetchall()]
     if number and not found:
         raise HeadraceError(f"order {number} is not known; `headrace forget --list` shows them")
@@ -208,8 +210,8 @@ _WHERE = {
     " AND (%(platform)s::text IS NULL OR p.name = %(platform)s)",
     "platform": "NOT r.deleted AND p.name = %(platform)s",
     # Those of earlier orders have been seen to.
-    "deleted": "r.deleted AND NOT EXISTS (SELECT FROM forget_orders o JOIN dim_run d ON d.run = o.id"
-    " WHERE d.id = r.run_id) AND r.updated_at > coalesce((SELECT max(made_at) FROM forget_orders"
+    "deleted": "r.deleted AND NOT EXISTS"
+    " (SELECT FROM forget_orders o JOIN dim_run d ON d.run = o.id WHERE d.id = r.run_id) AND r.updated_at > coalesce((SELECT max(made_at) FROM forget_orders"
     " WHERE selection->>'kind' = 'deleted' AND state <> 'open'), '-infinity')",
 }
 
@@ -242,7 +244,9 @@ def add(connection: psycopg.Connection, topology: Topology, order: Order, record
     )
 
 
-def chunks(connection: psycopg.Connection, order: Order, where: str = "true") -> Iterator[list[str]]:
+def chunks(
+    connection: psycopg.Connection, order: Order, where: str = "true"
+) -> Iterator[list[str]]:
     """The order's record ids by keyset. `where`: a condition of ours on forget_records."""
     last = ""
     while True:

@@ -104,7 +104,7 @@ def lower(
             " ON CONFLICT DO NOTHING",
             [(name, key, own.get(name, {}).get(key)) for name in names for key in config],
         )
-    admin.alter_configs({name: config for name in names})
+    admin.alter_configs(dict.fromkeys(names, config))
 
 
 def set_back(
@@ -218,9 +218,7 @@ class Looker:
         finally:
             consumer.close()
 
-    def _stale(
-        self, place: Partition, rows: list[tuple[int, bytes, bytes | None]]
-    ) -> int | None:
+    def _stale(self, place: Partition, rows: list[tuple[int, bytes, bytes | None]]) -> int | None:
         keys = {key.decode(errors="replace") for _, key, _ in rows}
         forgotten = self._wanted.offsets(keys)
         quotes = self._order.progress.get("quotes", {}).get(place[0], {})

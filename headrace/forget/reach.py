@@ -39,9 +39,7 @@ class Readers:
     def ends(self, topics: Iterable[str]) -> Ends:
         """Next offsets now, open transactions included."""
         places = [
-            (topic, partition)
-            for topic in topics
-            for partition in range(self._there.get(topic, 0))
+            (topic, partition) for topic in topics for partition in range(self._there.get(topic, 0))
         ]
         found: Ends = {}
         for (topic, partition), end in self.admin.ends(places, stable=False).items():
@@ -52,9 +50,7 @@ class Readers:
         """What the group has yet to read begins there. A store's own offsets count, and so do
         Kafka's: the lower."""
         places = [
-            (topic, partition)
-            for topic in topics
-            for partition in range(self._there.get(topic, 0))
+            (topic, partition) for topic in topics for partition in range(self._there.get(topic, 0))
         ]
         starts = self.admin.starts(places)
         committed = self.admin.committed(group.name, places)
@@ -146,7 +142,9 @@ def removable(
             positions = readers.positions(group, [topic.name])
             held = sum(max(0, lowest[at] - positions.get(at, 0)) for at in lowest)
             if held:
-                kept[topic.name] = f"{topic.short} is kept for {group.short}, which has yet to read it"
+                kept[topic.name] = (
+                    f"{topic.short} is kept for {group.short}, which has yet to read it"
+                )
             lowest = {at: min(end, positions.get(at, 0)) for at, end in lowest.items()}
         upto |= lowest
     return upto, kept

@@ -60,7 +60,9 @@ class Forgetting:
         self._rejects = rejects
         topics.ensure(settings, self.topology)
         migrate.upgrade(settings, self.topology)
-        self._connection = postgres.connect(settings, autocommit=True, application="headrace forget")
+        self._connection = postgres.connect(
+            settings, autocommit=True, application="headrace forget"
+        )
         self._admin: Admin = clients.admin(settings)
         self._sender: sending.Sender | None = None
         self._looker: tuple[str, purge.Looker] | None = None
@@ -196,9 +198,9 @@ class Forgetting:
         if not self._publish_quotes(order, sender):
             return False
         ends: reach.Ends = {}
-        for (topic, partition), end in purge.Looker(
-            self.settings, self._connection, order
-        ).places().items():
+        for (topic, partition), end in (
+            purge.Looker(self.settings, self._connection, order).places().items()
+        ):
             ends.setdefault(topic, {})[str(partition)] = end
         redo = [group.redo.name for group in self.topology.groups.values()]
         order.progress["ends"] = ends | self._readers().ends(redo)
