@@ -7,6 +7,7 @@ comes to this process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ PLATFORM_COLUMNS = (
     "records", "posts", "comments", "authors", "communities", "engagement", "sentiment",
     "positive", "neutral", "negative", "processing_level", "first_at", "last_at", "last_updated",
 )  # fmt: skip
-ADDED_UP = ("records", "posts", "comments", "authors", "communities", "positive", "neutral", "negative")
+ADDED_UP = (*PLATFORM_COLUMNS[:5], "positive", "neutral", "negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,14 @@ def run(connection: psycopg.Connection, context: Context) -> Figures:
         rows[found["platform"]] = {name: found[name] for name in PLATFORM_COLUMNS}
     if rows:
         rows[None] = _all(connection, list(rows.values()))
-    for part, by_platform in {
+    parts: dict[str, Mapping[str | None, Any]] = {
         "stages": _stages(connection),
         "languages": _counts(connection, "language", limits.languages, frequent=True),
         "by_day": _counts(connection, "created_on", limits.days),
         "by_week": _counts(connection, "date_trunc('week', created_on)::date", limits.weeks),
         "top_entities": _entities(connection, limits),
-    }.items():
+    }
+    for part, by_platform in parts.items():
         empty: Any = [] if part == "top_entities" else {}
         for platform, row in rows.items():
             row[part] = by_platform.get(platform, empty)
@@ -187,7 +189,8 @@ WITH shared AS (
          jsonb_object_agg(platform, mentions ORDER BY platform) AS platforms
   FROM metrics_mentions GROUP BY type, name HAVING count(*) > 1
 )
-SELECT (SELECT count(*) FROM shared), coalesce(jsonb_agg(to_jsonb(top) ORDER BY mentions DESC, type, name), '[]')
+SELECT (SELECT count(*) FROM shared),
+       coalesce(jsonb_agg(to_jsonb(top) ORDER BY mentions DESC, type, name), '[]')
 FROM (SELECT * FROM shared ORDER BY mentions DESC, type, name LIMIT %s) top
 """
 _SHARED_COMMUNITIES = """
@@ -202,7 +205,8 @@ WITH counted AS (
          jsonb_object_agg(platform, records ORDER BY platform) AS platforms
   FROM counted GROUP BY slug HAVING count(*) > 1
 )
-SELECT (SELECT count(*) FROM shared), coalesce(jsonb_agg(to_jsonb(top) ORDER BY records DESC, slug), '[]')
+SELECT (SELECT count(*) FROM shared),
+       coalesce(jsonb_agg(to_jsonb(top) ORDER BY records DESC, slug), '[]')
 FROM (SELECT * FROM shared ORDER BY records DESC, slug LIMIT %s) top
 """
 _SHARED_AUTHORS = """
@@ -213,9 +217,7 @@ SELECT count(*) FROM (
 """
 
 
-def _across(
-    connection: psycopg.Connection, rows: dict[str | None, Row], limits: Metrics
-) -> Row:
+def _across(connection: psycopg.Connection, rows: dict[str | None, Row], limits: Metrics) -> Row:
     """Authors are counted and not named: a name on two platforms need not be one person."""
     records = rows[None]["records"]
     entities = connection.execute(_SHARED_ENTITIES, [limits.top]).fetchone()

@@ -145,13 +145,13 @@ class Reader:
         samples += asked.values()
         upstream |= {o.short: () if isinstance(o, App) else above for o in others}
         found = []
-        for group in settle(samples, upstream, self.stall_seconds):
-            if group.kind == "projector":
-                found.append(projection.told(self.settings, group))
-            elif group.kind == "job":
-                found.append(jobs.told(asked[group.group], group))
-            elif group.group in wanted:
-                found.append(group)
+        for lag in settle(samples, upstream, self.stall_seconds):
+            if lag.kind == "projector":
+                found.append(projection.told(self.settings, lag))
+            elif lag.kind == "job":
+                found.append(jobs.told(asked[lag.group], lag))
+            elif lag.group in wanted or lag.group in asked:
+                found.append(lag)
         return found
 
     def _other(self, other: Projector | Job | App) -> GroupLag:

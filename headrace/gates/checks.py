@@ -50,7 +50,7 @@ def required_fields(look: Look) -> Iterator[Reading]:
 
 def _has(field: str) -> sql.Composable:
     if field in _COLUMNS:
-        return sql.SQL(_COLUMNS[field])  # type: ignore[arg-type]
+        return sql.SQL(_COLUMNS[field])
     path = sql.Literal("{" + ",".join(f'"{part}"' for part in field.split(".")) + "}")
     return sql.SQL("coalesce((r.value::jsonb) #>> {}::text[], '') <> ''").format(path)
 
@@ -226,7 +226,10 @@ def sentiment_coverage(look: Look) -> Iterator[Reading]:
             best, what = None, "the platform's file leaves sentiment out"
             do = f"nothing, or change it in config/platforms/{platform}.yaml"
         else:
-            what, do = f"it covers {100 * best:.1f} %", "`headrace lag` shows what its groups wait for"
+            what, do = (
+                f"it covers {100 * best:.1f} %",
+                "`headrace lag` shows what its groups wait for",
+            )
         yield _above(platform, best, least, what, do)
 
 
@@ -241,9 +244,7 @@ def _left_out(look: Look, platform: str, stages: set[str]) -> bool:
     return True
 
 
-def _above(
-    platform: str | None, value: float | None, least: float, what: str, do: str
-) -> Reading:
+def _above(platform: str | None, value: float | None, least: float, what: str, do: str) -> Reading:
     """More than the threshold, or all where all is asked for."""
     if value is None:
         return Reading(platform, "unknown", None, least, f"> {least:g}", what, do)

@@ -9,8 +9,8 @@ A job is a module with two plain functions (see `Module`), named in topics.yaml.
 
 from __future__ import annotations
 
-from headrace.jobs.history import Standing, behind, standing
-from headrace.jobs.runtime import Busy, Context, JobRun, Module, run
+from headrace.jobs.history import JobRun, Standing, behind, standing
+from headrace.jobs.runtime import Busy, Context, Module, run
 from headrace.jobs.watermark import Watermark
 
 __all__ = [

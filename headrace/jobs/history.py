@@ -100,6 +100,4 @@ def _one(connection: psycopg.Connection, where: str, *parameters: object) -> Job
         return None
     id_, job, state, version, started, finished, taken_at, marks, reason, is_current = row
     known = watermark.from_json(marks) if marks is not None else None
-    return JobRun(
-        id_, job, state, version, started, finished, taken_at, known, reason, is_current
-    )
+    return JobRun(id_, job, state, version, started, finished, taken_at, known, reason, is_current)

@@ -42,7 +42,8 @@ SET state = 'done', finished = clock_timestamp(), taken_at = %s, watermark = %s
 WHERE id = %s AND state = 'running'
 """
 _CURRENT = """
-INSERT INTO job_current (job, run) VALUES (%s, %s) ON CONFLICT (job) DO UPDATE SET run = excluded.run
+INSERT INTO job_current (job, run) VALUES (%s, %s)
+ON CONFLICT (job) DO UPDATE SET run = excluded.run
 """
 _LOOK_SECONDS = 0.5
 
@@ -77,9 +78,7 @@ class Module(Protocol):
 
     def run(self, connection: psycopg.Connection, context: Context) -> Any: ...
 
-    def publish(
-        self, connection: psycopg.Connection, context: Context, result: Any
-    ) -> None: ...
+    def publish(self, connection: psycopg.Connection, context: Context, result: Any) -> None: ...
 
 
 def run(
@@ -159,9 +158,7 @@ def compute(
         return context, module.run(connection, context)
 
 
-def publish(
-    connection: psycopg.Connection, module: Module, context: Context, result: Any
-) -> bool:
+def publish(connection: psycopg.Connection, module: Module, context: Context, result: Any) -> bool:
     """Everything that comes of a run, in one transaction; True where its result is now read.
 
     The result with the newest watermark is read, whichever run ends last. Raises Overtaken
@@ -208,9 +205,7 @@ def _note(connection: psycopg.Connection, number: UUID, error: BaseException) ->
 
 
 @contextmanager
-def _stopped_by(
-    stopping: Callable[[], bool], connection: psycopg.Connection
-) -> Iterator[None]:
+def _stopped_by(stopping: Callable[[], bool], connection: psycopg.Connection) -> Iterator[None]:
     """Ends the query that runs, and each one after it, once `stopping` says so."""
     done = threading.Event()
 

@@ -54,9 +54,7 @@ def unsure(database: Database) -> None:
 
 def one_unsure(database: Database) -> None:
     database.sql("UPDATE entity_mentions SET confidence = 0.99")
-    database.sql(
-        "UPDATE entity_mentions SET confidence = 0.75 WHERE record_id = 'post:reddit:p0'"
-    )
+    database.sql("UPDATE entity_mentions SET confidence = 0.75 WHERE record_id = 'post:reddit:p0'")
 
 
 def no_record(database: Database) -> None:
@@ -151,6 +149,7 @@ def test_the_exit_status_is_for_scripts(
 ) -> None:
     for name, value in config.as_environment(database.settings).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("headrace.log.setup", lambda settings: None)  # it would stay for others
 
     def said(*words: str) -> tuple[int, str]:
         status = cli.main(["gates", *words])

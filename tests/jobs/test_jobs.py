@@ -176,9 +176,7 @@ def test_a_window_closes_with_the_result_of_a_snapshot_that_saw_it(
     assert database.sql("SELECT state FROM windows") == [("done",)]
 
 
-def test_a_killed_run_leaves_nothing_behind(
-    database: Database, job: Job, tmp_path: Path
-) -> None:
+def test_a_killed_run_leaves_nothing_behind(database: Database, job: Job, tmp_path: Path) -> None:
     stored(database, "a", 1)
     jobs.run(database.settings, database.topology, job)
     written = yaml.safe_load(Path(database.settings.topics).read_text())
@@ -198,9 +196,7 @@ def test_a_killed_run_leaves_nothing_behind(
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(
-            lambda: database.sql("SELECT 1 FROM job_runs WHERE state = 'running'"), 120
-        )
+        wait_for(lambda: database.sql("SELECT 1 FROM job_runs WHERE state = 'running'"), 120)
     finally:
         process.kill()
         process.wait()
