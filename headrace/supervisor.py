@@ -377,8 +377,9 @@ class Supervisor:
                         self._left = left
                         idle = self._idle()
                         # One that is asked for may wait for a group that cannot go on.
-                        asked = {short for short, duty in duties.items() if duty.asked and not idle}
-                        busy = asked | {short for short, n in left.items() if n and short not in idle}
+                        busy = {short for short, n in left.items() if n and short not in idle}
+                        if not idle:
+                            busy |= {short for short, duty in duties.items() if duty.asked}
                         self._jobs_turn = not busy - {job.short for job in self._jobs}
                         if busy:
                             self._looks = 0

@@ -31,9 +31,10 @@ def schedule(load: Callable[[], Settings], as_json: bool) -> None:
         return
     cells = []
     for row in found.rows:
-        last = report.local(row.last.opened_at, found.zone) if row.last and row.last.opened_at else "–"
-        took = tables.span(report.took(row.last)) if row.last else "–"
-        after = "–"
+        last = took = after = "–"
+        if row.last is not None and row.last.opened_at is not None:
+            last = report.local(row.last.opened_at, found.zone)
+            took = tables.span(report.took(row.last))
         if row.next is not None:
             seconds = max((row.next - found.now).total_seconds(), 0.0)
             after = f"{report.local(row.next, found.zone)} (in {tables.span(seconds)})"

@@ -109,9 +109,7 @@ def _step(
     return Step(unit, "open", unit.when.text, due)
 
 
-def _above(
-    unit: Unit, known: Mapping[Key, History], clock: Clock, *, to_the_end: bool
-) -> str:
+def _above(unit: Unit, known: Mapping[Key, History], clock: Clock, *, to_the_end: bool) -> str:
     """The windows that this unit's waits for, for people."""
     found = []
     for key in sorted(unit.after, key=str):

@@ -7,7 +7,6 @@ Everything that it knows stands in PostgreSQL and Kafka: it may be killed betwee
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,7 @@ from confluent_kafka import KafkaException
 
 from headrace import platforms
 from headrace.config import Settings
-from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.errors import HeadraceError
 from headrace.log import get
 from headrace.scheduling import plan, positions, windows
 from headrace.scheduling.plan import Clock, History, Step

@@ -74,8 +74,10 @@ def units(settings: Settings, topology: Topology, platforms: Mapping[str, Platfo
             )
     # A job reads what stores have, and so whatever any group makes.
     everything = frozenset(unit.key for unit in found)
-    for job in topology.jobs.values():
-        found.append(Unit(job.short, None, job.when, after=everything, job=True))
+    found += [
+        Unit(job.short, None, job.when, after=everything, job=True)
+        for job in topology.jobs.values()
+    ]
     return found
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 import click
@@ -190,17 +191,17 @@ def _in_windows(
         )
         if code != Exit.DONE or not watch.leaving() or signals.stopping():
             return code
-        if supervised:
-            return Exit.RESTS
-        _begin_anew()
+        if not supervised:
+            _begin_anew()
+        return Exit.RESTS
 
 
 def _begin_anew() -> NoReturn:
     """The same command in the same process: no client of librdkafka's is to be taken down."""
-    for number in os.listdir("/proc/self/fd"):
-        if int(number) > 2:
+    for entry in Path("/proc/self/fd").iterdir():
+        if int(entry.name) > 2:
             with suppress(OSError):
-                os.set_inheritable(int(number), False)
+                os.set_inheritable(int(entry.name), False)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

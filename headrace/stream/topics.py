@@ -156,9 +156,7 @@ def kept(topic: Topic) -> str:
     return "newest by key" if topic.cleanup == "compact" else duration_text(topic.retention_ms)
 
 
-def check(
-    wanted: Topology, platforms: Mapping[str, Platform], margin_ms: int = DAY_MS
-) -> None:
+def check(wanted: Topology, platforms: Mapping[str, Platform], margin_ms: int = DAY_MS) -> None:
     """Raises ConfigError where a topic would be emptied before its readers come to it, and have had
     `margin_ms` to work."""
     wanted.check_platforms(platforms)

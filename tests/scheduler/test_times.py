@@ -93,7 +93,9 @@ def test_every_wall_time_comes_once(zone: str) -> None:
             wall = moment.astimezone(clock).replace(tzinfo=None)
             if wall.hour in (1, 2, 3) and wall.minute % 30 == 0:
                 seen.setdefault(wall, moment)
-        found = dues(when, start - timedelta(minutes=1), start + timedelta(days=3, minutes=-1), zone)
+        found = dues(
+            when, start - timedelta(minutes=1), start + timedelta(days=3, minutes=-1), zone
+        )
         shown = sorted(seen.values())
         assert [due for due in found if due in shown] == shown
         skipped = [due for due in found if due not in shown]

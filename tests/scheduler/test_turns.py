@@ -47,7 +47,8 @@ def catch_up(world: World, short: str) -> None:
 
 def rows(world: World, short: str) -> list[Any]:
     return world.sql(
-        'SELECT platform, due, state FROM windows WHERE "group" = %s ORDER BY due, platform', [short]
+        'SELECT platform, due, state FROM windows WHERE "group" = %s ORDER BY due, platform',
+        [short],
     )
 
 
