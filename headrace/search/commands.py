@@ -12,7 +12,7 @@ from typing import Any, get_args
 import click
 
 from headrace.config import Settings
-from headrace.search.query import Filters, Hit, Mode, NoVectors, Searcher
+from headrace.search.query import Filters, Hit, Mode, Searcher
 
 _WIDE = 160  # characters of a line that goes to no terminal
 
@@ -71,13 +71,9 @@ def words(
     asked = " ".join(words)
     filters = Filters(**chosen)
     with Searcher(settings) as searcher:
-        try:
-            hits = searcher.search(asked, mode or "hybrid", filters, limit)
-        except NoVectors as error:
-            if mode is not None:
-                raise
-            click.echo(f"by words only: {error}", err=True)
-            hits = searcher.search(asked, "keyword", filters, limit)
+        hits = searcher.search_as_can_be(
+            asked, mode, filters, limit, lambda why: click.echo(why, err=True)
+        )
     if as_json:
         click.echo(json.dumps([hit.as_dict() for hit in hits], indent=2, ensure_ascii=False))
         return 0

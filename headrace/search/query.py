@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -127,6 +127,24 @@ class Searcher:
             if weaviate.known(error):
                 raise HeadraceError(f"search: {weaviate.line(error)}") from None
             raise
+
+    def search_as_can_be(
+        self,
+        words: str,
+        mode: Mode | None = None,
+        filters: Filters = Filters(),
+        limit: int = 10,
+        say: Callable[[str], object] = lambda why: None,
+    ) -> list[Hit]:
+        """The same; without a mode hybrid, or by the words alone (`say` hears why) where nothing
+        can be asked by meaning."""
+        try:
+            return self.search(words, mode or "hybrid", filters, limit)
+        except NoVectors as error:
+            if mode is not None:
+                raise
+            say(f"by words only: {error}")
+            return self.search(words, "keyword", filters, limit)
 
     def _aliases(self, filters: Filters) -> list[str]:
         there = self._client.alias.list_all()

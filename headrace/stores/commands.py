@@ -52,7 +52,7 @@ def sql(load: Callable[[], Settings], query: str, form: str) -> None:
                 every = rows if first is None else _chain(first, rows)
                 _WAYS[form](names, every)
         except psycopg.Error as error:
-            raise HeadraceError(_explained(connection, settings, error)) from None
+            raise HeadraceError(explained(connection, settings, error)) from None
 
 
 @click.command()
@@ -70,7 +70,8 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _explained(connection: psycopg.Connection, settings: Settings, error: psycopg.Error) -> str:
+def explained(connection: psycopg.Connection, settings: Settings, error: psycopg.Error) -> str:
+    """What went wrong with somebody's query, in one line."""
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return f"sql only reads, and this would write: {_first_line(error)}"
     if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
