@@ -211,7 +211,8 @@ _WHERE = {
     "platform": "NOT r.deleted AND p.name = %(platform)s",
     # Those of earlier orders have been seen to.
     "deleted": "r.deleted AND NOT EXISTS"
-    " (SELECT FROM forget_orders o JOIN dim_run d ON d.run = o.id WHERE d.id = r.run_id) AND r.updated_at > coalesce((SELECT max(made_at) FROM forget_orders"
+    " (SELECT FROM forget_orders o JOIN dim_run d ON d.run = o.id WHERE d.id = r.run_id)"
+    " AND r.updated_at > coalesce((SELECT max(made_at) FROM forget_orders"
     " WHERE selection->>'kind' = 'deleted' AND state <> 'open'), '-infinity')",
 }
 

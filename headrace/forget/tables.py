@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import orjson
 import psycopg
 
-from headrace.config import Settings
 from headrace.forget import orders
 from headrace.forget.orders import CHUNK, Order, Wanted, chunks
-from headrace.search import marks
 from headrace.stores import postgres
 from headrace.stores.authors import LOCK as LOCK_AUTHORS
 
@@ -80,28 +79,24 @@ def found(connection: psycopg.Connection, order: Order) -> dict[str, int]:
     return counts
 
 
-def empty(connection: psycopg.Connection, settings: Settings, order: Order) -> None:
+def empty(connection: psycopg.Connection, order: Order) -> None:
     """Take content out of every table, of the records whose deletion is stored."""
     for ids in chunks(connection, order):
-        postgres.again(lambda ids=ids: _empty(connection, settings, order, ids))  # type: ignore[misc]
+        postgres.again(partial(_empty, connection, order, ids))
     order.count("dead_letters", letters(connection, order))
 
 
-def _empty(
-    connection: psycopg.Connection, settings: Settings, order: Order, ids: Sequence[str]
-) -> None:
+def _empty(connection: psycopg.Connection, order: Order, ids: Sequence[str]) -> None:
+    # Search is told nothing: the store has marked the record, and a deleted one has no object.
     with connection.transaction():
         gone = [record for (record,) in connection.execute(_GONE, [list(ids)]).fetchall()]
         if not gone:
             return
-        changed = connection.execute(_EMPTY_OUTCOMES, [gone]).rowcount
+        connection.execute(_EMPTY_OUTCOMES, [gone])
         for place, statement in _TAKE_OUT.items():
             number = connection.execute(statement.encode(), [gone]).rowcount
-            changed += number
             if place == "dead_letters":
                 order.count(place, number)
-        if changed and settings.search.enabled:
-            marks.mark(connection, gone)
 
 
 def letters(connection: psycopg.Connection, order: Order, *, only_look: bool = False) -> int:

@@ -229,7 +229,7 @@ class Forgetting:
         return self._publish_quotes(order, sender)  # waits until these are stored
 
     def _empty(self, order: Order) -> None:
-        tables.empty(self._connection, self.settings, order)
+        tables.empty(self._connection, order)
         order.count("rejects", self._rejects(self.settings, Wanted(self._connection, order)))
 
     def _clean_snapshots(self, order: Order, *, look: bool = False) -> int:

@@ -28,8 +28,8 @@ def test_nothing_late_brings_a_forgotten_record_back(database: Database) -> None
         "records": 1, "outcomes": 4, "entity_mentions": 1, "vectors": 1, "redo": 0,
     }  # fmt: skip
     database.write([database.raw("a", 5, deleted=True), database.outcome("a", 1, "entities")])
-    tables.empty(database.connection, database.settings, order)
-    tables.empty(database.connection, database.settings, order)
+    tables.empty(database.connection, order)
+    tables.empty(database.connection, order)
 
     def stands() -> list[tuple[object, ...]]:
         return database.sql(
@@ -90,9 +90,9 @@ def test_dead_letters_are_found_by_what_they_say(database: Database) -> None:
         orders.add(database.connection, database.topology, order, record)
     assert list(orders.chunks(database.connection, order)) == [["post:reddit:x"]]
     by_id = order_of(database, Selection(ids=("post:reddit:a",)))
-    tables.empty(database.connection, database.settings, by_id)
+    tables.empty(database.connection, by_id)
     assert [key for (key,) in database.sql("SELECT record_key FROM dead_letters ORDER BY id")] == [
         "post:reddit:x", "post:reddit:y",
     ]  # fmt: skip
-    tables.empty(database.connection, database.settings, order)
+    tables.empty(database.connection, order)
     assert database.sql("SELECT record_key FROM dead_letters") == [("post:reddit:y",)]
