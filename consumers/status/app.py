@@ -172,13 +172,14 @@ class StatusApp:
         app.agent(app.topic(self._source, **raw), name=f"{self._app.name}.fold")(self._read)
         app.on_rebalance_complete.connect(self._recovered)
         app.on_partitions_revoked.connect(self._revoked)
-        for path, show in {
+        pages: dict[str, Callable[..., Awaitable[Any]]] = {
             "/status": self._show,
             "/status/": self._show,
             "/status/groups/{group}": self._show_group,
             "/status/history": self._show_history,
             "/status/alerts": self._show_alerts,
-        }.items():
+        }
+        for path, show in pages.items():
             app.page(path, name=path)(_handler(show))
 
     async def _read(self, stream: Any) -> None:
@@ -256,7 +257,8 @@ class StatusApp:
                 began = time.monotonic()
                 try:
                     ask = asyncio.get_running_loop().run_in_executor
-                    looker = looker or await ask(thread, Looker, self._settings)
+                    if looker is None:
+                        looker = await ask(thread, Looker, self._settings)
                     found = await ask(thread, looker.look, _now())
                 except (HeadraceError, KafkaException) as error:
                     log.warning("cannot look at lag", reason=str(error))
@@ -324,10 +326,12 @@ class StatusApp:
                 whole = False
                 log.warning("an alert is not told", channel=channel, how=type(error).__name__)
             else:
-                await self._keep(alerts.delivered(self._alerts[id], notice, channel))
+                await self._keep(alerts.delivered(self._alerts[id], notice.event, channel))
         if not whole:
             wait_ms = round(own.look_seconds * 1000)
-            await self._keep(alerts.failed(self._alerts[id], notice, _now(), wait_ms, own.tries))
+            await self._keep(
+                alerts.failed(self._alerts[id], notice.event, _now(), wait_ms, own.tries)
+            )
         return whole
 
     # -- showing
@@ -384,7 +388,12 @@ class StatusApp:
 # -- Faust as we need it
 
 
+_logger = logging.getLogger("faust.headrace")  # else they would speak in this module's name
+
+
 class _Thread(driver.AIOKafkaConsumerThread):
+    logger = _logger
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         # Faust reads what is committed in its own transactions only; stages write in theirs.
@@ -393,6 +402,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
 
 
 class _Consumer(driver.Consumer):
+    logger = _logger
+
     def _new_consumer_thread(self) -> Any:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
@@ -402,12 +413,16 @@ class _Transport(driver.Transport):
 
 
 class _Faust(faust.App):
+    logger = _logger
+
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
 
 
 def _faust(settings: Settings, app: App, slot: int, web: bool) -> Any:
     own = settings.status
+    folder = home.data_dir() / "status" / settings.project / str(slot)
+    folder.mkdir(parents=True, exist_ok=True)
     return _Faust(
         app.name,
         broker=[f"kafka://{one.strip()}" for one in clients.bootstrap(settings).split(",")],
@@ -419,7 +434,7 @@ def _faust(settings: Settings, app: App, slot: int, web: bool) -> Any:
         key_serializer="raw",
         value_serializer="raw",
         store="memory://",
-        datadir=str(home.data_dir() / "status" / settings.project / str(slot)),
+        datadir=str(folder),
         # Topics are made by `headrace topics apply` alone.
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -492,4 +507,3 @@ def _quieten(settings: Settings) -> None:
 
 def _now() -> int:
     return int(time.time() * 1000)
-

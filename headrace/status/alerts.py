@@ -9,7 +9,7 @@ held back until that is over, and with it its all-clear if it is well again by t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -83,6 +83,10 @@ class Notice:
     channels: tuple[str, ...]
     tries: int = 0
     next_ms: int = 0
+
+    @property
+    def event(self) -> str:
+        return str(self.message["event_id"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,23 +278,31 @@ def decide(
     return changed
 
 
-def delivered(alert: Alert, notice: Notice, channel: str) -> Alert:
-    """The alert with a notice told on a channel; a notice that has gone everywhere is forgotten."""
-    rest = tuple(name for name in notice.channels if name != channel)
-    return _with(alert, notice, replace(notice, channels=rest) if rest else None)
+def delivered(alert: Alert, event: str, channel: str) -> Alert:
+    """The alert with a notice (by its event id) told on a channel; one that has gone everywhere is
+    forgotten."""
+
+    def told(notice: Notice) -> Notice | None:
+        rest = tuple(name for name in notice.channels if name != channel)
+        return replace(notice, channels=rest) if rest else None
+
+    return _with(alert, event, told)
 
 
-def failed(alert: Alert, notice: Notice, now: int, wait_ms: int, most: int) -> Alert:
+def failed(alert: Alert, event: str, now: int, wait_ms: int, most: int) -> Alert:
     """The alert with a notice put off, twice as long each time; given up after `most` tries."""
-    tries = notice.tries + 1
-    later = replace(notice, tries=tries, next_ms=now + wait_ms * 2 ** min(tries - 1, 6))
-    return _with(alert, notice, later if tries < most else None)
+
+    def later(notice: Notice) -> Notice | None:
+        tries = notice.tries + 1
+        at = now + wait_ms * 2 ** min(notice.tries, 6)
+        return replace(notice, tries=tries, next_ms=at) if tries < most else None
+
+    return _with(alert, event, later)
 
 
-def _with(alert: Alert, notice: Notice, instead: Notice | None) -> Alert:
-    event = notice.message["event_id"]
-    own = [n if n.message["event_id"] != event else instead for n in alert.notices]
-    return replace(alert, notices=tuple(n for n in own if n is not None))
+def _with(alert: Alert, event: str, change: Callable[[Notice], Notice | None]) -> Alert:
+    notices = [change(n) if n.event == event else n for n in alert.notices]
+    return replace(alert, notices=tuple(n for n in notices if n is not None))
 
 
 def _cooling(alert: Alert, now: int, cooldown_ms: int) -> bool:

@@ -66,7 +66,8 @@ class Event(NamedTuple):
         return self.at // MINUTE_MS
 
     def pack(self) -> bytes:
-        return orjson.dumps([self.group, self.worker, self.at, self.counts, self.platforms])
+        own = [(name, tuple(counts)) for name, counts in self.platforms]
+        return orjson.dumps([self.group, self.worker, self.at, tuple(self.counts), own])
 
     @classmethod
     def unpack(cls, id: str, content: bytes) -> Event:
@@ -200,9 +201,9 @@ class Fold:
         self._minutes |= closed
         for group, hour in sorted({(group, number // 60) for group, number in closed}):
             self._hours[group, hour] = self._hour(group, hour)
-            changes[f"hour/{group}/{hour}"] = orjson.dumps(self._hours[group, hour])
+            changes[f"hour/{group}/{hour}"] = _packed(self._hours[group, hour])
         for (group, number), counts in closed.items():
-            changes[f"minute/{group}/{number}"] = orjson.dumps(counts)
+            changes[f"minute/{group}/{number}"] = _packed(counts)
         for group, number in old:
             del self._minutes[group, number]
             changes[f"minute/{group}/{number}"] = None
@@ -276,6 +277,10 @@ def rates(counts: Counts, seconds: float) -> dict[str, float]:
     """Records a second, altogether and by outcome, for programs."""
     names = ("records", *OUTCOMES)
     return {name: round(getattr(counts, name) / seconds, 3) for name in names}
+
+
+def _packed(counts: Counts) -> bytes:
+    return orjson.dumps(tuple(counts))
 
 
 def _plus(sums: dict[Any, Counts], key: Any, counts: Counts) -> None:

@@ -1,4 +1,4 @@
-"""What Kafka says of every group that alerts look at: lag, what of it is overdue, the oldest unread.
+"""What Kafka says of every group for alerts: lag, what of it is overdue, the oldest unread.
 
 Work is overdue once it should have been begun: of a group that is always on, what came more than
 `status.overdue_minutes` ago; by the clock, what was there that long ago at the last due time; by

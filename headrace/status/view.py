@@ -1,8 +1,8 @@
-"""What is shown of a fold, a look at lag and the alerts: dictionaries for programs, cells and lines. Pure.
+"""What is shown of a fold, of lag and of alerts: for programs, and as cells and lines. Pure.
 
-    overview  every group: state, lag, rates now, over 5 minutes and an hour; the alerts that are open
-    group     one group, with its workers and platforms
-    history   records by minute or hour
+overview  every group: state, lag, rates now, over 5 minutes and an hour; the open alerts
+group     one group, with its workers and platforms
+history   records by minute or hour
 """
 
 from __future__ import annotations

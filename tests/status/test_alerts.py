@@ -6,6 +6,7 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,7 +24,6 @@ from headrace.status.alerts import (
     Alert,
     Condition,
     Movement,
-    Notice,
     Reading,
     Unread,
     conditions,
@@ -59,7 +59,7 @@ BUSY = replace(QUIET, backlog=50_000)
 
 
 def test_each_kind_of_trouble_is_seen_and_no_other():
-    well = {kind: False for kind in ("overdue", "stalled", "dead_letters", "retention", "lost")}
+    well = dict.fromkeys(("overdue", "stalled", "dead_letters", "retention", "lost"), False)
     assert wrong(QUIET) == well
     assert wrong(replace(BUSY, overdue=10_000), 3) == well | {"stalled": None}
     assert wrong(replace(BUSY, overdue=10_001)) == well | {"stalled": None, "overdue": True}
@@ -141,14 +141,14 @@ def test_each_change_is_told_once_with_a_cool_down_and_an_all_clear(looks):
             for notice in alert.notices:
                 assert schemas.complaint(VALIDATOR, notice.message) is None
                 sent.append((notice.message["state"], now, notice.message["event_id"]))
-                known[alert.id] = delivered(known[alert.id], notice, "topic")
+                known[alert.id] = delivered(known[alert.id], notice.event, "topic")
             assert known[alert.id].notices == ()
         if restart:
             known = {id: Alert.unpack(alert.pack()) for id, alert in known.items()}
     states = [state for state, _, _ in sent]
     assert states == ["firing", "clear"] * (len(states) // 2) + ["firing"] * (len(states) % 2)
     fired = [at for state, at, _ in sent if state == "firing"]
-    assert all(b - a >= COOLDOWN for a, b in zip(fired, fired[1:], strict=False))
+    assert all(b - a >= COOLDOWN for a, b in pairwise(fired))
     assert len({id for _, _, id in sent}) == len(sent)
     if last is not None:
         assert bool(known and known["overdue:text"].open) == last
@@ -168,16 +168,19 @@ def test_a_group_that_is_gone_is_well():
 
 
 def test_what_cannot_be_told_is_tried_again_and_given_up():
-    (alert,) = decide({}, [condition(True)], ["text"], ["topic", "mail"], NOON, COOLDOWN)
-    alert = delivered(alert, alert.notices[0], "topic")
+    channels = ["topic", "log", "mail"]
+    (alert,) = decide({}, [condition(True)], ["text"], channels, NOON, COOLDOWN)
+    event = alert.notices[0].event
+    for channel in ("log", "topic"):
+        alert = delivered(alert, event, channel)
     waits = []
     for _ in range(3):
-        notice: Notice = alert.notices[0]
-        assert notice.channels == ("mail",)
-        alert = failed(alert, notice, NOON, 1000, most=4)
+        assert alert.notices[0].channels == ("mail",)
+        alert = failed(alert, event, NOON, 1000, most=4)
         waits.append(alert.notices[0].next_ms - NOON)
     assert waits == [1000, 2000, 4000]
-    assert failed(alert, alert.notices[0], NOON, 1000, most=4).notices == ()
+    assert failed(alert, event, NOON, 1000, most=4).notices == ()
+    assert delivered(alert, event, "mail").notices == ()
 
 
 class _Mailbox(socketserver.StreamRequestHandler):

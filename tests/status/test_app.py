@@ -115,7 +115,8 @@ def test_it_counts_once_and_tells_once_whatever_is_killed(worlds: Callable[..., 
     stage.write(some(50), abort=True)  # never happened
     world.post(n=20)  # nobody works: they are overdue at once
 
-    worker = world.start_worker("status")
+    folder = {"HEADRACE_DATA_DIR": str(world.home / "data")}
+    worker = world.start_worker("status", **folder)
     said = lambda: world.log_of(worker)[-3000:]  # noqa: E731
     wait_for(
         lambda: history(port, "text") == dict(+sums(events)["text"]), PATIENCE, said
@@ -136,7 +137,7 @@ def test_it_counts_once_and_tells_once_whatever_is_killed(worlds: Callable[..., 
     worker.kill()
     worker.wait(30)
     stage.write(events[:30])  # the same once more
-    worker = world.start_worker("status")
+    worker = world.start_worker("status", **folder)
     everything = sums(events + more)
     for group in ("text", "entities"):
         wait_for(
@@ -156,8 +157,9 @@ def test_it_counts_once_and_tells_once_whatever_is_killed(worlds: Callable[..., 
     wait_for(lambda: "overdue:text" in fired("clear"), PATIENCE, said)
     assert fired("firing").count("overdue:text") == fired("clear").count("overdue:text") == 1
     wait_for(
-        lambda: [m["state"] for m in hook.got if m["alert"] == "overdue:text"]
-        == ["firing", "clear"],
+        lambda: (
+            [m["state"] for m in hook.got if m["alert"] == "overdue:text"] == ["firing", "clear"]
+        ),
         PATIENCE,
         said,
     )
