@@ -128,7 +128,8 @@ def worker(
         log.setup(settings, group=job.short)
         if str(settings.home) not in sys.path:
             sys.path.append(str(settings.home))
-        _leave(jobs.serve(settings, topology, job, at_once=now, slot=slot, report=report))
+        at_once = now or until_caught_up
+        _leave(jobs.serve(settings, topology, job, at_once=at_once, slot=slot, report=report))
     found = topology.group(group)
     log.setup(settings, group=found.short)
     files = platforms.load(settings)
