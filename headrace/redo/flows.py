@@ -103,15 +103,18 @@ def redrive(
         standing = Standing(sender.admin, sender.connection, topology, group)
         standing.drop_unanswered()
         report.found = dead.count(sender.connection)
-        lines = (line for page in dead.pages(sender.connection, sender.chunk) for line in page)
-        lines = islice(lines, limit)
+        pages = dead.pages(sender.connection, sender.chunk)
+        lines = islice((line for page in pages for line in page), limit)
         waited: list[int] = []
         sender.begin("dead", f"redrive {filters.cause or 'all'}")
         if canary.letters:
             waited = dead.queued(sender.connection, canary.letters)
-            first = list(islice(lines, max(0, canary.letters - len(waited))))
-            report.sent(sender.send(first))
-            waited += [line.letter for line in first if line.letter is not None]
+            while len(waited) < canary.letters and (
+                first := list(islice(lines, canary.letters - len(waited)))
+            ):
+                sent = sender.send(first)
+                report.sent(sent)
+                waited += sent.letters
             report.canary = len(waited)
             if waited and not _survives(sender, standing, waited, canary, tell, report, timeout):
                 sender.end()

@@ -31,7 +31,8 @@ class Filters:
 
     def where(self, topology: Topology) -> tuple[str, dict[str, Any]]:
         """A condition over view letters, and its parameters."""
-        parts, parameters = ["true"], {}
+        parts = ["true"]
+        parameters: dict[str, Any] = {}
         if self.group is not None:
             parts.append('"group" = %(group)s')
             parameters["group"] = topology.group(self.group).short
@@ -215,7 +216,7 @@ class Answer(NamedTuple):
 
 def answers(connection: psycopg.Connection, letters: Sequence[int]) -> tuple[list[Answer], int]:
     """What has become of letters that were sent, and how many have no answer yet."""
-    rows = (
+    rows: list[Any] = (
         connection.cursor(row_factory=namedtuple_row)
         .execute(
             "SELECT id, record_key, state, reason FROM letters WHERE id = ANY(%s) ORDER BY id",

@@ -66,11 +66,12 @@ ORDER BY q.record_id LIMIT %s
 
 
 class Sent(NamedTuple):
-    """`queued` stand on the redo topic; of the others nothing can be read any more, or another
-    command had queued them."""
+    """`queued` stand on the redo topic; of the others nothing can be read any more, or they were
+    queued already. `letters` are the queued ones of a single chunk."""
 
     queued: int
     left_out: int
+    letters: tuple[int, ...] = ()
 
     def __add__(self, other: Sent) -> Sent:  # type: ignore[override]
         return Sent(self.queued + other.queued, self.left_out + other.left_out)
@@ -162,7 +163,7 @@ class Sender:
         self.connection.execute(
             "UPDATE redo_orders SET queued = queued + %s WHERE id = %s", [sent.queued, self._order]
         )
-        return Sent(sent.queued, len(lines) - sent.queued)
+        return Sent(sent.queued, len(lines) - sent.queued, sent.letters)
 
     def end(self) -> None:
         """The order is complete: whatever of it stands in the table stands on the topic."""
@@ -206,15 +207,15 @@ class Sender:
         self._flush()
         mine: dict[str, Any] = {"group": self.group.short, "ids": sorted(made)}
         postgres.again(lambda: self.connection.execute(_MARK, mine))
-        if letters:
+        driven = [number for number, line in letters.items() if line.record_id in made]
+        if driven:
             self.connection.execute(
-                "UPDATE dead_letters SET redriven_at = now() WHERE id = ANY(%s)",
-                [[number for number, line in letters.items() if line.record_id in made]],
+                "UPDATE dead_letters SET redriven_at = now() WHERE id = ANY(%s)", [driven]
             )
         gone = [line.record_id for line in lines if line.record_id not in made]
         if gone:  # deleted meanwhile, or nothing is left of what it was made from
             postgres.again(lambda: self.connection.execute(_DROP, [self.group.short, gone]))
-        return Sent(len(made), len(gone))
+        return Sent(len(made), len(gone), tuple(driven))
 
     def _produce(self, message: Redo) -> None:
         if self._producer is None:

@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Callable
 
+from headrace.redo.sending import queue
 from headrace.stores import postgres
 from tests.redo.conftest import Redo
 from tests.world import wait_for
@@ -47,6 +48,9 @@ def test_only_what_is_missing_is_queued_and_once(redos: Callable[..., Redo]) -> 
     assert world.sql("SELECT count(*) FROM redo") == [(0,)]
     again = world.command("requeue", "words", "--missing", "--deferred", "--json").stdout
     assert json.loads(again)["queued"] == 1
+    group = world.topology.group("words")
+    asked = ["post:reddit:kept", "post:reddit:late", "post:reddit:nobody"]
+    assert queue(world.settings, world.topology, group, asked, "on demand")[:2] == (1, 2)
 
 
 def test_a_killed_command_goes_on(redos: Callable[..., Redo]) -> None:
