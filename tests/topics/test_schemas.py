@@ -37,7 +37,7 @@ def test_every_topic_names_a_schema_that_exists():
         NAMES
     )
     with pytest.raises(
-        HeadraceError, match=r"there is no schema raw_post\.v9; there are: enriched"
+        HeadraceError, match=r"there is no schema raw_post\.v9; there are: alert"
     ):
         schemas.load(SETTINGS, "raw_post.v9")
 
