@@ -56,7 +56,7 @@ class Table:
         self.history[key] = replace(self.history[key], open=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     off=st.sets(st.integers(1, 24 * 8 - 25)),
     dies=st.dictionaries(st.integers(1, 24 * 8 - 25), st.integers(0, 3)),

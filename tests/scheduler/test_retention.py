@@ -61,7 +61,7 @@ def test_longer_than_the_defaults_allow(
         world.run("words")
     running = world.start("run")
     wait_for(
-        lambda: world.sql("SELECT FROM windows WHERE state = 'done' AND waiting > 0"),
+        lambda: world.sql("SELECT id FROM windows WHERE state = 'done' AND waiting > 0"),
         message=lambda: world.log_of(running),
     )
     names = [*range(30), *(f"{r}-{n}" for r in range(2) for n in range(10))]

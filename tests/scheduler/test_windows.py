@@ -41,7 +41,7 @@ def test_a_group_runs_to_the_end_of_its_window_and_leaves(worlds: Any) -> None:
     world = worlds(change=groups(words=BY_LAG), flags=LOOKS, platforms=("reddit",))
     world.post(ids=[f"a{n}" for n in range(20)])
     running = world.start("run")
-    wait_for(lambda: world.sql("SELECT FROM schedules"))
+    wait_for(lambda: world.sql("SELECT since FROM schedules"))
     wait_for(lambda: shown(world)["reason"] == "lag 20 of 50")
     assert not readers(world)
     world.post(ids=[f"b{n}" for n in range(60)])
@@ -107,7 +107,8 @@ def test_redo_outside_a_window(worlds: Any) -> None:
 
 def test_batch_mode_opens_everything_now(worlds: Any) -> None:
     def change(content: dict[str, Any]) -> None:
-        groups(words=NEVER, shout=NEVER | {"reads": ["enriched.words"]})(content)
+        rarely = {"reads": ["enriched.words"], "when": "lag >= 1000000 or 20 days"}
+        groups(words=NEVER, shout=rarely)(content)
         content["modes"] = {"fast": [], "full": "all", "batch": ["words", "shout"]}
 
     world = worlds(change=change, flags=LOOKS)
