@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from psycopg import sql
 
 from headrace import servers
+from headrace.backlog import lag
 from headrace.errors import ServerUnavailable
 from headrace.servers import kafka as kafka_server
 from headrace.servers.guard import throwaway_folder
 from headrace.stores import postgres as stores
 from headrace.stream import clients
+from headrace.stream.metrics import Metrics
+from headrace.stream.watchdog import Watchdog
+from headrace.stream.worker import Loop, Place
 from tests.conftest import THROWAWAY
 from tests.stores.conftest import database, databases, shared_database
-from tests.world import World
+from tests.world import World, wait_for
 
 __all__ = ["database", "databases", "shared_database"]  # fixtures of tests/stores
 
@@ -80,6 +85,38 @@ def here(broker: Broker, postgres: str, tmp_path: Path) -> Iterator[Callable[...
     yield make
     for world in made:
         world.drop()
+
+
+class Workers:
+    """Groups at work in this process, whenever the test says so."""
+
+    def __init__(self, world: World, *groups: str) -> None:
+        self._world = world
+        self._loops: list[Loop] = []
+        self._groups = [world.topology.group(short) for short in groups]
+        for group in self._groups:
+            place = Place(
+                world.settings, 0, Metrics(world.settings, group.name), Watchdog(), lambda: False,
+                world.topology, group, (*group.reads, group.redo), world.admin,
+            )  # fmt: skip
+            module = import_module(f"headrace.stream.{group.kind}_worker")
+            self._loops.append(module.build(place))
+            self._loops[-1].open()
+
+    def catch_up(self) -> None:
+        names = [group.short for group in self._groups]
+        with lag.Reader(self._world.settings) as reader:
+
+            def caught_up() -> bool:
+                while sum(loop.work() for loop in self._loops):
+                    pass
+                return all(group.caught_up for group in reader.read(names, members=False))
+
+            wait_for(caught_up, timeout=120)
+
+    def close(self) -> None:
+        for loop in self._loops:
+            loop.close()
 
 
 def topics_with(world: World, mark: bytes) -> list[str]:
