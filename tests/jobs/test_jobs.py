@@ -176,30 +176,50 @@ def test_a_window_closes_with_the_result_of_a_snapshot_that_saw_it(
     assert database.sql("SELECT state FROM windows") == [("done",)]
 
 
+@contextmanager
+def started(database: Database, folder: Path, *words: str, **env: str) -> Iterator[Any]:
+    """`headrace …` in a process of its own, ended with the block."""
+    environment = {**os.environ, **config.as_environment(database.settings), **env}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headrace", *words],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(CLONE)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_worker_waits_for_the_window(database: Database, job: Job, tmp_path: Path) -> None:
+    stored(database, "a", 1)
+    looks = (
+        "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%%FROM windows%%'"
+        " AND application_name = %s"
+    )
+    at = datetime(2026, 11, 21, 6, tzinfo=UTC)
+    quick = {"HEADRACE_SCHEDULER__LOOK_SECONDS": "0.2"}
+    with started(database, tmp_path, "worker", "metrics", **quick) as process:
+        wait_for(lambda: database.sql(looks, f"headrace {database.project}"), 120)
+        assert database.sql("SELECT count(*) FROM job_runs") == [(0,)]
+        assert windows.open_window(database.connection, "metrics", None, {}, "test", at, at)
+        assert process.wait(120) == 0
+    assert counted(database) == [(1,)]
+    assert database.sql("SELECT state FROM windows") == [("done",)]
+
+
 def test_a_killed_run_leaves_nothing_behind(database: Database, job: Job, tmp_path: Path) -> None:
     stored(database, "a", 1)
     jobs.run(database.settings, database.topology, job)
     written = yaml.safe_load(Path(database.settings.topics).read_text())
     written["groups"]["metrics"]["module"] = "tests.jobs.sleeping"
     (tmp_path / "topics.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
-    environment = {
-        **os.environ,
-        **config.as_environment(database.settings),
-        "HEADRACE_TOPICS": str(tmp_path / "topics.yaml"),
-        "PYTHONPATH": str(CLONE),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "headrace", "job", "run", "metrics"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    other = {"HEADRACE_TOPICS": str(tmp_path / "topics.yaml")}
+    with started(database, tmp_path, "job", "run", "metrics", **other):
         wait_for(lambda: database.sql("SELECT 1 FROM job_runs WHERE state = 'running'"), 120)
-    finally:
-        process.kill()
-        process.wait()
     wait_for(lambda: not history.standing(database.connection, "metrics").at_work, 60)
     stored(database, "b", 2)
     assert counted(database) == [(1,)]

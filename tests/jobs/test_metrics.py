@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from headrace import gates
+from headrace.backlog import lag as lags
 from tests.world import World
 
 Value = dict[str, Any]
@@ -111,7 +113,7 @@ def _mean(numbers: Any) -> float | None:
 
 def told(world: World) -> dict[str | None, Value]:
     """metrics_current in the shape of the recount."""
-    rows = json.loads(world.command("sql", "SELECT * FROM metrics_current", "--json").stdout)
+    rows = [row for (row,) in world.sql("SELECT to_jsonb(m) FROM metrics_current m")]
     for row in rows:
         row["top_entities"] = {
             (e["type"], e["name"]): (e["mentions"], e["records"], e["sentiment"])
@@ -163,10 +165,15 @@ def test_figures_are_what_a_recount_finds(worlds: Callable[..., World]) -> None:
     assert place["records"] == sum(place["platforms"].values())
     assert "Author" not in json.dumps(across), "authors are counted, not named"
 
-    lag = json.loads(world.command("lag", "metrics", "--json").stdout)[0]
-    assert (lag["kind"], lag["lag"]) == ("job", 0)
-    gates = world.command("gates", "--json", check=False)
-    states = {(g["gate"], g["platform"]): g["state"] for g in json.loads(gates.stdout)}
-    assert gates.returncode == 0, gates.stdout
-    assert set(states.values()) == {"pass"}
+    (lag,) = lags.read(world.settings, ["metrics"])
+    assert (lag.kind, lag.lag) == ("job", 0)
+    states = {(g.gate, g.reading.platform): g.state for g in gates.judge(world.settings)}
+    assert set(states.values()) == {"pass"}, states
     assert ("metrics", "youtube") in states
+
+    world.publish([{**values[0], "id": "post:reddit:late", "native_id": "late"}])
+    world.run("postgres", "metrics")
+    later = told(world)[None]["records"]
+    assert later == recount.of(None)["records"] + 1, "the job runs when the store has caught up"
+    kept = world.sql("SELECT records FROM metrics_history WHERE platform IS NULL AND NOT current")
+    assert kept == [(later - 1,)]
