@@ -34,7 +34,7 @@ def create(load: Load, name: str | None) -> None:
     settings = load()
     made = creation.create(settings, name, click.echo)
     click.echo(
-        f"snapshot {made.name}: {made.rows:,} rows, {_size(made.bytes)}, in"
+        f"snapshot {made.name}: {made.rows:,} rows, {_size(made.size)}, in"
         f" {folder.root(settings) / made.name}"
     )
 
@@ -53,7 +53,7 @@ def list_(load: Load, as_json: bool) -> None:
                 "created_at": each.manifest.created_at if each.manifest else None,
                 "revision": each.manifest.revision if each.manifest else None,
                 "rows": each.manifest.rows if each.manifest else None,
-                "bytes": each.manifest.bytes if each.manifest else None,
+                "bytes": each.manifest.size if each.manifest else None,
                 "fault": each.fault or None,
             }
             for each in found
@@ -72,7 +72,7 @@ def list_(load: Load, as_json: bool) -> None:
         records = made.files["records"].rows if "records" in made.files else 0
         click.echo(
             f"{each.name.ljust(width)}  {made.created_at}  {records:>11,} records"
-            f"  {_size(made.bytes):>10}  schema {made.revision}"
+            f"  {_size(made.size):>10}  schema {made.revision}"
         )
 
 
@@ -95,7 +95,7 @@ def verify(load: Load, name: str) -> int:
 def restore(load: Load, name: str, yes: bool) -> None:
     """Make the stores what they were; what came later is caught up from the topics afterwards.
 
-    The store groups must not run. Others wait for the tables meanwhile.
+    The store groups must not run. Readers see the old rows until all the new ones are there.
     """
     settings = load()
     manifest = folder.read(folder.find(settings, name))
@@ -160,7 +160,7 @@ def reset(
     if not no_snapshot:
         name = f"before-reset-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         made = creation.create(settings, name)
-        click.echo(f"snapshot {made.name}: {made.rows:,} rows, {_size(made.bytes)}")
+        click.echo(f"snapshot {made.name}: {made.rows:,} rows, {_size(made.size)}")
     resetting.reset(settings, stages, downstream=downstream, say=click.echo)
     groups = " ".join(stage.short for stage in planned.stages)
     click.echo(f"done; `headrace run {groups}` works on everything again")

@@ -32,9 +32,7 @@ GROUP BY c.table_name
 """
 
 
-def create(
-    settings: Settings, name: str | None = None, say: Say = lambda line: None
-) -> Manifest:
+def create(settings: Settings, name: str | None = None, say: Say = lambda line: None) -> Manifest:
     """A snapshot of the project's rows; without a name it gets one of the time.
 
     Readers and writers of the database go on meanwhile. Killed at any time it leaves `NAME.partial`
@@ -89,11 +87,10 @@ def create(
     return manifest
 
 
-def columns_of(
-    connection: psycopg.Connection, wanted: Iterable[str]
-) -> dict[str, tuple[str, ...]]:
+def columns_of(connection: psycopg.Connection, wanted: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The columns of those tables that are there, without generated ones."""
-    found = dict(connection.execute(_COLUMNS, [list(wanted)]).fetchall())
+    rows = connection.execute(_COLUMNS, [list(wanted)])
+    found: dict[str, list[str]] = {table: columns for table, columns in rows}  # noqa: C416
     return {table: tuple(found[table]) for table in wanted if table in found}
 
 

@@ -53,7 +53,8 @@ class Manifest:
         return sum(file.rows for file in self.files.values())
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes on disk."""
         return sum(file.bytes for file in self.files.values())
 
     def with_files(self, changed: dict[str, File]) -> Manifest:

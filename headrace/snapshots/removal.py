@@ -167,9 +167,7 @@ def _of_letters(columns: tuple[str, ...], letters: Letters | None) -> Doomed | N
     def of_letter(row: Row) -> bool:
         content = unescaped(row[value].decode())
         written = bytes.fromhex(content.removeprefix("\\x")) if content is not None else None
-        return ask(
-            unescaped(row[key].decode()), unescaped(row[topic].decode()) or "", written
-        )
+        return ask(unescaped(row[key].decode()), unescaped(row[topic].decode()) or "", written)
 
     return of_letter
 

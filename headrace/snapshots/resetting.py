@@ -189,10 +189,7 @@ def _skip(
     """What stores have yet to read of these stages would come back as outcomes. A store that runs
     finds itself overtaken, and starts again from here."""
     written = {
-        topic.name
-        for stage in stages
-        for topic in (*stage.outputs, stage.dlt)
-        if topic is not None
+        topic.name for stage in stages for topic in (*stage.outputs, stage.dlt) if topic is not None
     }
     logs = positions.logs(admin, topology)
     shorts = [stage.short for stage in stages]

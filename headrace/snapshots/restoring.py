@@ -2,7 +2,8 @@
 
 look     files, schema version, and whether the topics reach back to the snapshot's offsets
 lock     the tables, offsets first as stores do; a store that runs would find itself overtaken
-load     TRUNCATE and COPY: until the commit others see the old rows, or wait
+load     DELETE and COPY: until the commit readers see the old rows, and writers wait (TRUNCATE
+         would show empty tables to whoever began to read before)
 forget   what was forgotten since
 mark     every record that is there now or was there before, so that search follows
 offsets  Kafka's copies of the stores' offsets, so that the lag says what is to be caught up
@@ -11,9 +12,11 @@ offsets  Kafka's copies of the stores' offsets, so that the lag says what is to 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 from confluent_kafka import KafkaException
@@ -28,7 +31,6 @@ from headrace.stores import migrate, postgres
 from headrace.stream import clients
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin, Partition
-from headrace.stream.topology import Topology
 
 Say = Callable[[str], object]
 
@@ -89,6 +91,7 @@ def restore(settings: Settings, name: str, say: Say = lambda line: None) -> Rest
                     _replace(connection, settings, path, manifest, admin, begin, say)
                 except psycopg.Error as error:
                     raise _explained(settings, name, error) from error
+                _tidy(connection)
             behind = sum(
                 now[where].end - at for starts in begin.values() for where, at in starts.items()
             )
@@ -148,7 +151,8 @@ def _replace(
             "CREATE TEMPORARY TABLE records_before ON COMMIT DROP AS"
             " SELECT id FROM records WHERE NOT deleted"
         )
-        connection.execute(_all("TRUNCATE {}", tables.INCLUDED))
+        for table in tables.INCLUDED:
+            connection.execute(_all("DELETE FROM {}", [table]))
         if manifest.revision == migrate.head():
             for table in manifest.files:
                 _copy_in(connection, path, manifest, table, say)
@@ -156,7 +160,6 @@ def _replace(
             _copy_older(connection, settings.project, path, manifest, say)
         _heed_forgotten(connection)
         _count_on(connection, manifest)
-        connection.execute(_all("ANALYZE {}", tables.INCLUDED))
         if settings.search.enabled:
             connection.execute(_MARK_ALL)
         # With the tables locked, and last: Kafka refuses where a worker has joined meanwhile, who
@@ -169,19 +172,29 @@ def _replace(
                 raise
             except KafkaException as error:
                 nobody_works(admin, [group])
-                raise HeadraceError(f"Kafka does not take the offsets of {group}: {error}") from None
+                raise HeadraceError(
+                    f"Kafka does not take the offsets of {group}: {error}"
+                ) from None
+
+
+def _tidy(connection: psycopg.Connection) -> None:
+    """The old rows' room, and what the planner knows: everything is right without it."""
+    connection.autocommit = True
+    with suppress(psycopg.Error):
+        connection.execute("SET statement_timeout = 0")
+        connection.execute(_all("VACUUM (ANALYZE) {}", tables.INCLUDED))
 
 
 def _lock(connection: psycopg.Connection, say: Say) -> None:
-    """All tables; readers and writers wait from here on. In the stores' order, offsets first; those
-    who hold them in another one are given the way."""
+    """All tables; writers wait from here on. In the stores' order, offsets first; those who hold
+    them in another one are given the way."""
     order = ["offsets", *(table for table in tables.INCLUDED if table != "offsets")]
     give_up = time.monotonic() + _PATIENCE
     connection.execute("SET LOCAL lock_timeout = '5s'")
     while True:
         try:
             with connection.transaction():  # a savepoint
-                connection.execute(_all("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", order))
+                connection.execute(_all("LOCK TABLE {} IN EXCLUSIVE MODE", order))
             break
         except (psycopg.errors.LockNotAvailable, *postgres.COLLISIONS):
             if time.monotonic() > give_up:
@@ -249,7 +262,7 @@ def _heed_forgotten(connection: psycopg.Connection) -> None:
             statement += " AND {} <> {}"
             name, value = content.tombstone
             parts += [sql.Identifier(name), sql.Literal(value)]
-        connection.execute(sql.SQL(statement).format(*parts))  # type: ignore[arg-type]
+        connection.execute(sql.SQL(statement).format(*parts))
 
 
 def _count_on(connection: psycopg.Connection, manifest: Manifest) -> None:
@@ -272,6 +285,5 @@ def _count_on(connection: psycopg.Connection, manifest: Manifest) -> None:
     )
 
 
-def _all(statement: str, names: object) -> sql.Composed:
-    listed = sql.SQL(", ").join(map(sql.Identifier, names))  # type: ignore[call-overload]
-    return sql.SQL(statement).format(listed)  # type: ignore[arg-type]
+def _all(statement: LiteralString, names: Iterable[str]) -> sql.Composed:
+    return sql.SQL(statement).format(sql.SQL(", ").join(map(sql.Identifier, names)))

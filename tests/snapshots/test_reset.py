@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from headrace.errors import HeadraceError
 from headrace.snapshots import folder, resetting
-from headrace.stream import clients
+from tests.snapshots.conftest import expire
 from tests.world import World
 
 
@@ -47,7 +45,7 @@ def test_a_stage_begins_again(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     world.command("reset", "--stage", "sentiment", "--yes")
     assert [made.name[:13] for made in folder.listed(world.settings)] == ["before-reset-"]
     assert outcomes(world, "sentiment") == [] and outcomes(world, "text") == text
-    assert world.sql("SELECT FROM redo") == []
+    assert world.sql("SELECT record_id FROM redo") == []
 
     world.run("postgres")  # what stood on enriched.sentiment unread does not come back
     assert outcomes(world, "sentiment") == []
@@ -66,13 +64,9 @@ def test_what_is_downstream_goes_too_and_gaps_are_named(world: World) -> None:
     assert names(resetting.plan(settings, ["embeddings"])) == ["embeddings", "sentiment_ml"]
     alone = resetting.plan(settings, ["embeddings"], downstream=False)
     assert names(alone) == ["embeddings"]
-    topic = world.topology.topic("enriched.embeddings.reddit").name
     world.send("enriched.embeddings.reddit", "post:reddit:1", b"{}")
     assert names(resetting.plan(settings, ["sentiment_ml"])) == ["sentiment_ml"]
-    ends = world.admin.ends([(topic, 0), (topic, 1)])
-    ((where, end),) = [(where, end) for where, end in ends.items() if end]
-    expired = [TopicPartition(*where, end)]
-    AdminClient(clients.base_conf(settings)).delete_records(expired)[expired[0]].result()
+    where, end = expire(world, "enriched.embeddings.reddit")
     with pytest.raises(HeadraceError, match=r"reset embeddings too \(`--stage embeddings`\)"):
         resetting.plan(settings, ["sentiment_ml"])
     both = resetting.plan(settings, ["embeddings"])
