@@ -15,7 +15,6 @@ from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
     from headrace.forget.orders import Order, Selection
-    from headrace.forget.work import Forgetting
 
 LATE = 3  # exit status: something is still to come
 _REJECTS = "producers.forgetting"  # by name: what knows how rows become records
@@ -108,7 +107,7 @@ def forget(
                 raise HeadraceError("--json asks nobody: give --yes too, or --dry-run")
             todo = [work.make(selection, purge=purge)]
         else:
-            todo = _unfinished(work, purge)
+            todo = work.unfinished(purge=purge)
         with Signals() as signals:
             for order in todo:
                 work.go_on(order, seconds=wait, stopping=signals.stopping)
@@ -116,23 +115,14 @@ def forget(
                     _say(order)
                 if signals.stopping():
                     return 130
+        if not work.unfinished():
+            work.set_back()
     if as_json:
         said = [order.as_dict() for order in todo]
         _say_json(said[0] if chosen else said)
     elif not todo:
         click.echo("nothing is left to do")
     return LATE if any(order.waits for order in todo) else 0
-
-
-def _unfinished(work: Forgetting, purge: bool) -> list[Order]:
-    """The oldest first: what one leaves waiting another need not."""
-    found = []
-    for order in reversed(work.orders()):
-        if purge and order.state != "purged" and not order.purge:
-            work.ask_purge(order)
-        if order.state == "open" or (order.purge and order.state != "purged"):
-            found.append(order)
-    return found
 
 
 def _show(settings: Settings, number: str | None, as_json: bool) -> int:

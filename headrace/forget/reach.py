@@ -81,6 +81,7 @@ class Readers:
 def follow(readers: Readers, order: Order) -> list[str]:
     """Note the ends of whatever has been passed since; returns who is still to come."""
     ends: dict[str, Any] = order.progress["ends"]
+    compacted = order.progress.get("purged", {}).get("compacted", False)
     waits: list[str] = []
     unsettled: set[str] = set()  # topics that get more that concerns the order
     raw = [topic for topic in readers.topology.raw_topics() if topic.name in ends]
@@ -94,8 +95,15 @@ def follow(readers: Readers, order: Order) -> list[str]:
             continue
         above = [name for name in inputs if name in unsettled]
         left_out = readers.left_out(group)
-        # What is left out for good is not waited for: a purge leaves nothing to be read there.
-        known = {n: ends[n] for n in inputs if n in ends and left_out.get(n) != "DISABLED"}
+        # Raw topics that hold nothing of it any more need not be passed; nor those that the group
+        # leaves out for good, of which a purge leaves nothing either.
+        known = {
+            name: ends[name]
+            for name in inputs
+            if name in ends
+            and left_out.get(name) != "DISABLED"
+            and not (compacted and any(name == topic.name for topic in raw))
+        }
         behind = readers.behind(group, known)
         if behind:
             waits.append(_waits(readers, group, behind, left_out))

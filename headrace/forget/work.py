@@ -35,6 +35,7 @@ log = get(__name__)
 
 POLL_SECONDS = 0.5
 _LOOK_SECONDS = 2.0  # between two looks through raw topics
+_LEAVE_SECONDS = 5.0  # then what can be purged is purged, whoever is still to come
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace forget ' || current_schema()))"
 
 # Whose dead tuples hold content until PostgreSQL cleans them.
@@ -84,6 +85,17 @@ class Forgetting:
     def orders(self, number: str | None = None) -> list[Order]:
         return orders.read(self._connection, number)
 
+    def unfinished(self, *, purge: bool = False) -> list[Order]:
+        """Orders that are not done, the oldest first; `purge`: all are to be purged."""
+        found = []
+        for order in reversed(self.orders()):
+            if purge and order.state != "purged" and not order.purge:
+                order.purge = True
+                orders.save(self._connection, order)
+            if order.state == "open" or (order.purge and order.state != "purged"):
+                found.append(order)
+        return found
+
     def look(self, selection: Selection) -> dict[str, int]:
         """How much there is of it, by place; nothing is changed."""
         with self._connection.transaction(force_rollback=True):
@@ -99,9 +111,9 @@ class Forgetting:
             orders.save(self._connection, order)
         return order
 
-    def ask_purge(self, order: Order) -> None:
-        order.purge = True
-        orders.save(self._connection, order)
+    def set_back(self) -> None:
+        """Set back what killed purges have left changed on topics; for when none is going on."""
+        purge.set_back(self._connection, self._admin)
 
     def go_on(
         self,
@@ -121,9 +133,10 @@ class Forgetting:
                 moved, before = time.monotonic(), now
             if not order.waits or stopping():
                 return order
-            if time.monotonic() - moved > seconds:
-                if leaving or not order.purge:
-                    return order
+            still = time.monotonic() - moved
+            if still > seconds and (leaving or not order.purge):
+                return order
+            if still > min(seconds, _LEAVE_SECONDS) and order.purge and not leaving:
                 moved, leaving = time.monotonic(), True
             time.sleep(POLL_SECONDS)
 
