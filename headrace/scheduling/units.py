@@ -53,9 +53,8 @@ def units(settings: Settings, topology: Topology, platforms: Mapping[str, Platfo
             when = topology.schedule(group, platform, platforms)
             if when.always:
                 continue
-            own = None
-            if platform in platforms:
-                own = platforms[platform].processing.batch_processing.get(group.short)
+            file = platforms.get(platform) if platform is not None else None
+            own = file.processing.batch_processing.get(group.short) if file else None
             found.append(
                 Unit(
                     group.short,

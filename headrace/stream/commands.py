@@ -365,7 +365,7 @@ def supervised(
     for job in [] if groups else jobs:
         say(f"SCHEDULED: {job.short} runs {job.when.text}")
     if mode == "batch" and not groups:
-        asked = _ask(settings, topology, {member.short for member in (*attended, *jobs)})
+        asked = _ask(settings, topology, {g.short for g in attended} | {j.short for j in jobs})
         say(f"opens windows now: {', '.join(asked) or 'none'}")
     return Supervisor(
         settings,

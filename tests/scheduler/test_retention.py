@@ -46,6 +46,7 @@ def test_longer_than_the_defaults_allow(
     content["topics"]["enriched.words"]["retention"] = "5 minutes"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     world.command("topics", "apply")
+    world.apply()  # the tables
 
     Scheduler(world.settings, world.topology).turn()  # the schedule counts from now
     other = f"{world.project}.status.other"  # kept as long as the broker does by itself
