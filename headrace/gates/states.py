@@ -76,7 +76,13 @@ def judge(
     with database.reading(settings) as connection:
         look = Look(connection, settings, topology, platform)
         found = [(gate, reading) for gate in gates for reading in _readings(gate, look)]
-    since = postgres.again(lambda: _note(settings, found))
+    try:
+        since = postgres.again(lambda: _note(settings, found))
+    except psycopg.errors.InsufficientPrivilege:
+        raise HeadraceError(
+            "gates are noted in table gate_states, which this role may not write: ask as the role"
+            " that the groups work as"
+        ) from None
     return [
         Told(gate.name, gate.description, reading, at)
         for (gate, reading), at in zip(found, since, strict=True)

@@ -198,6 +198,8 @@ def _note(connection: psycopg.Connection, number: UUID, error: BaseException) ->
     said = " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__
     if isinstance(error, psycopg.errors.QueryCanceled):
         said = f"it was stopped, or took longer than jobs.statement_timeout: {said}"
+    elif isinstance(error, KeyboardInterrupt):
+        said = "it was interrupted"
     elif not isinstance(error, HeadraceError):
         said = f"{type(error).__name__}: {said}"
     with suppress(psycopg.Error):
