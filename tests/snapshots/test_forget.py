@@ -52,6 +52,7 @@ def test_no_snapshot_holds_what_is_forgotten(world: World, monkeypatch: Any) -> 
     letters = {"one": 1, "two": 1}
     assert forget(settings, [], letters=lambda *said: said == ASKED, dry_run=True) == letters
 
+    shutil.copytree(place / "one", place.parent / "elsewhere")
     gone = {"one": 4, "two": 4}
     wanted = {"authors": [("reddit", "ann secret")]}
     assert forget(settings, [SECRET], **wanted, dry_run=True) == gone
@@ -92,3 +93,15 @@ def test_no_snapshot_holds_what_is_forgotten(world: World, monkeypatch: Any) -> 
     assert b"secret" not in content(place)
     restoring.restore(settings, "two")
     assert world.sql("SELECT id FROM records") == [("post:reddit:ab",)]
+
+    # A copy that lay elsewhere brings nothing back either, but what is newer than the deletion.
+    (place.parent / "elsewhere").rename(place / "elsewhere")
+    world.sql(
+        "INSERT INTO forget_records (order_id, record_id, kind, platform, topic, partition,"
+        " \"offset\") VALUES ('o', %s, 'post', 'reddit', 't', 0, 7),"
+        " ('o', 'post:reddit:ab', 'post', 'reddit', 't', 0, 0)",
+        [SECRET],
+    )
+    restoring.restore(settings, "elsewhere")
+    assert sorted(world.sql("SELECT id FROM records")) == [("post:reddit:ab",), ("post:youtube:a",)]
+    assert (rows(world, "dead_letters"), rows(world, "entity_mentions")) == (0, 0)

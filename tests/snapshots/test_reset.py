@@ -28,8 +28,9 @@ def test_a_stage_begins_again(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     world.post(n=6, texts=["I love Nike", "Paris is awful", "It rains"])
     world.run("text", "sentiment")
     before, text = outcomes(world, "sentiment"), outcomes(world, "text")
-    # The store has yet to read these, which are of a higher rank than what comes after the reset.
+    # Of a higher rank than what comes after the reset, which would never replace them.
     world.sql("UPDATE outcomes SET rank = 7 WHERE stage = 'sentiment'")
+    # And one that the store has yet to read.
     world.post(ids=["late"])
     world.command("run", "sentiment", "--only", "--until-caught-up")
     world.sql("INSERT INTO redo (\"group\", record_id) VALUES ('sentiment', 'post:reddit:1')")
