@@ -177,3 +177,23 @@ def test_figures_are_what_a_recount_finds(worlds: Callable[..., World]) -> None:
     assert later == recount.of(None)["records"] + 1, "the job runs when the store has caught up"
     kept = world.sql("SELECT records FROM metrics_history WHERE platform IS NULL AND NOT current")
     assert kept == [(later - 1,)]
+
+
+def on_a_schedule(content: Value) -> None:
+    """A scheduled stage, the store that keeps what it finds, and the job, all in mode batch."""
+    groups = content["groups"]
+    for name in set(groups) - {"text", "postgres", "metrics"}:
+        content["topics"].pop(groups.pop(name).get("writes"), None)
+    groups["text"]["when"] = 'cron "0 3 * * *"'
+    content["modes"] = {"batch": ["text", "metrics"]}
+
+
+def test_in_batch_mode_a_job_comes_last(worlds: Callable[..., World]) -> None:
+    """Its window is opened and closed like a group's, and it sees what the groups have made."""
+    world = worlds(change=on_a_schedule, flags={"scheduler.look_seconds": 0.5})
+    world.post(n=5, texts=["plain English words that anybody understands"])
+    world.command("run", "--mode", "batch", "--until-caught-up")
+    rows = world.sql("SELECT platform, stages->'text'->'ok' FROM metrics_current")
+    assert sorted(rows, key=str) == [("reddit", 5), (None, 5)]
+    found = world.sql('SELECT DISTINCT "group", state FROM windows')
+    assert sorted(found) == [("metrics", "done"), ("text", "done")]
