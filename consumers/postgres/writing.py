@@ -26,6 +26,7 @@ from headrace.stores.dimensions import Dimension
 
 _NAME = 500  # characters of a name in dim_*
 _MOST_SKIPPED = 64  # batches
+_UNSURE = (-1, False)  # no count of headrace.stores.authors
 _LAST_MS = 253_402_214_400_000  # 9999-12-31: a foreign message may name any time
 
 RECORD = (
@@ -232,8 +233,6 @@ class Writer:
 
     def resolve(self, connection: psycopg.Connection, batch: Batch) -> None:
         """Make the ids known of every name in the batch."""
-        if self._authors_as_of is None:
-            self._authors_as_of = authors.seen(connection)
         raws = [raw for raw in batch.records.values() if not raw.value.get("deleted")]
         self._platforms.resolve(
             connection, {(raw.value["platform"],) for raw in batch.records.values()}
@@ -246,6 +245,9 @@ class Writer:
                 named.add((platform, author[:_NAME]))
             if community := _community(raw.value):
                 communities.add((platform, *community))
+        if named and self._authors_as_of in (None, _UNSURE):
+            self._authors.forget()
+            self._authors_as_of = authors.seen(connection)
         self._authors.resolve(connection, named)
         self._communities.resolve(connection, communities)
         self._places.resolve(
@@ -285,10 +287,12 @@ class Writer:
 
     def _hold_authors(self, connection: psycopg.Connection, batch: Batch) -> None:
         """Names that were taken out since their ids were learned are put in again."""
+        if self._authors_as_of is None:
+            return  # none was named yet
         if authors.hold(connection) != self._authors_as_of:
-            self._authors.forget()
+            self._authors_as_of = None
             self.resolve(connection, batch)
-            self._authors_as_of = None  # should this be rolled back, the next try looks again
+            self._authors_as_of = _UNSURE  # should this be rolled back, the next try looks again
 
     # -- outcomes
 

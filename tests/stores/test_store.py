@@ -344,8 +344,8 @@ def test_a_batch_resolves_each_dimension_at_once(database: Database, names: int)
     store = database.store(database.connection)
     counting = Counting(database.connection)
     store.resolve(cast(psycopg.Connection, counting), store.read(messages))
-    # platform, author, community and run, at most twice each
-    assert len(counting.statements) <= (8 if names else 0)
+    # platform, author, community and run, at most twice each; and whether names were taken out
+    assert len(counting.statements) <= (9 if names else 0)
 
 
 def test_a_vector_lies_by_record_and_space_and_not_in_the_result(database: Database) -> None:

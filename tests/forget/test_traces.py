@@ -1,0 +1,67 @@
+"""Traces beside the way of records: of what a file has deleted, and of a purge that was killed."""
+
+from __future__ import annotations
+
+from headrace.backlog import doctor
+from headrace.forget import purge
+from headrace.forget.orders import Selection
+from headrace.forget.work import Forgetting
+from headrace.stores import postgres
+from producers import forgetting
+from tests.forget.conftest import Workers
+from tests.world import World
+
+
+def best(number: int) -> dict[str, object]:
+    return {"id": f"post:reddit:{number}", "title": f"title {number}", "score": number}
+
+
+def test_what_files_have_deleted_is_quoted_no_more(world: World) -> None:
+    world.post("reddit", 3, author="ann", community="jars")
+    world.publish(
+        [
+            {
+                "id": "community:reddit:jars", "kind": "community", "platform": "reddit",
+                "name": "jars", "slug": "jars", "posts": 3,
+                "best_posts": [best(number) for number in range(3)],
+            }
+        ]
+    )  # fmt: skip
+    world.delete("post:reddit:1")
+    workers = Workers(world, "postgres")
+    workers.catch_up()
+    quoted = (
+        "SELECT jsonb_path_query_array(value::jsonb, '$.best_posts[*].id') FROM records"
+        " WHERE kind = 'community'"
+    )
+    with Forgetting(world.settings, forgetting.take_out) as work:
+        order = work.make(Selection(deleted=True), purge=False)
+        work.step(order)
+        assert order.waits and order.counts["communities"] == 1
+        workers.catch_up()
+        work.step(order)
+        assert world.sql(quoted) == [(["post:reddit:0", "post:reddit:2"],)]
+        assert order.counts.get("authors", 0) == 0
+        # All groups but the store are yet to come.
+        assert any(wait.startswith("text has ") for wait in order.waits), order.waits
+        again = work.look(Selection(deleted=True))
+        assert again["communities"] == 0
+    workers.close()
+
+
+def test_a_killed_purge_leaves_nothing_changed(world: World) -> None:
+    world.apply()
+    topic = world.topology.topic("raw.posts.reddit").name
+    world.admin.alter_configs({topic: {"segment.ms": "3600000"}})
+    before = world.admin.own_configs([topic])[topic]
+    with postgres.connect(world.settings, autocommit=True) as connection:
+        purge.lower(connection, world.admin, [topic], {"segment.ms": "500"})
+        purge.let_clean(connection, world.admin, [topic])
+        purge.lower(connection, world.admin, [topic], {"segment.ms": "500"})
+    now = world.admin.own_configs([topic])[topic]
+    assert (now["segment.ms"], float(now["min.cleanable.dirty.ratio"])) == ("500", 0.0)
+    found = [str(finding) for finding in doctor.examine(world.settings).findings]
+    assert any("has a purge's min.cleanable.dirty.ratio, segment.ms still" in f for f in found)
+    world.command("forget", "--resume")
+    assert world.admin.own_configs([topic])[topic] == before
+    assert world.sql("SELECT count(*) FROM forget_configs") == [(0,)]
