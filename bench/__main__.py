@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from bench import embeddings, harness, memory, publishing, search, store, throughput
+from bench import embeddings, harness, memory, publishing, reading, search, store, throughput
 from bench.harness import Figure, Goal
 from bench.rig import rig
 
-PARTS = ("publish", "throughput", "store", "embeddings", "search", "memory")
+PARTS = ("publish", "throughput", "store", "embeddings", "search", "read", "memory")
 
 
 @click.command()
@@ -40,6 +40,8 @@ def main(only: str | None, rounds: int, quick: bool, objects: int, path: Path | 
                 found = embeddings.measure(on, 5_000 // scale, rounds)
             elif part == "search":
                 found = search.measure(on, objects // scale, rounds)
+            elif part == "read":
+                found = reading.measure(on, tuple(size // scale for size in reading.SIZES))
             else:
                 found = memory.measure(on, tuple(size // scale for size in memory.SIZES))
             harness.print_figures(part, found[0])

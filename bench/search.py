@@ -1,9 +1,12 @@
-"""The projector beside bare insert_many of the same objects, and how long a search takes."""
+"""The projector beside bare insert_many of the same objects, how long a search takes, and how long
+after a publish its first hit comes."""
 
 from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,12 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import orjson
+from confluent_kafka import Producer
 
 from bench.harness import WORDS, Figure, Goal
-from bench.rig import Rig
+from bench.rig import CLONE, Rig, environment
 from consumers.search import objects, projector
 from headrace import servers
 from headrace.config import Settings
+from headrace.errors import HeadraceError
 from headrace.models import embedding
 from headrace.search import collections
 from headrace.search.query import Filters, Mode, Searcher
@@ -24,12 +30,15 @@ from headrace.servers import Tuning
 from headrace.servers.guard import throwaway_folder
 from headrace.stores import postgres, weaviate
 from headrace.stores.copying import copy
+from headrace.stream import clients
 from headrace.stream import topology as topologies
 from headrace.stream.metrics import Metrics
 from headrace.stream.watchdog import Watchdog
 from headrace.stream.worker import Post
 
 QUESTIONS = 200
+FIRST_HITS = 20
+FIRST_SECONDS = 120.0  # the longest to wait for one
 BATCH = 1_000
 _DIMENSIONS = 384
 
@@ -68,7 +77,7 @@ def measure(rig: Rig, count: int, rounds: int) -> tuple[list[Figure], list[Goal]
         )
         for mode in ("keyword", "semantic", "hybrid")
     }
-    with _weaviate() as flags:
+    with weaviate_flags() as flags:
         for turn in range(rounds):
             with rig.project() as base:
                 settings = base.model_copy(
@@ -83,14 +92,16 @@ def measure(rig: Rig, count: int, rounds: int) -> tuple[list[Figure], list[Goal]
                     if turn == rounds - 1:
                         _ask(settings, latency)
                 finally:
-                    _drop(settings)
+                    drop(settings)
+        first = _first_hits(rig, flags)
     goal = Goal("the projector to bare insert_many", ours.median / bare.median, least=0.8)
-    return [ours, bare, *(figure for pair in latency.values() for figure in pair)], [goal]
+    figures = [ours, bare, *(figure for pair in latency.values() for figure in pair), first]
+    return figures, [goal]
 
 
 @contextmanager
-def _weaviate() -> Iterator[dict[str, Any]]:
-    """The configured one, or one for the time of the run."""
+def weaviate_flags() -> Iterator[dict[str, Any]]:
+    """Settings of the configured Weaviate, or of one for the time of the run."""
     configured = os.environ.get("HEADRACE_WEAVIATE__URL")
     if configured:
         port = os.environ.get("HEADRACE_WEAVIATE__GRPC_PORT", "50051")
@@ -197,7 +208,53 @@ def _ask(settings: Settings, latency: dict[str, tuple[Figure, Figure]]) -> None:
             most.readings.append(times[int(len(times) * 0.99)])
 
 
-def _drop(settings: Settings) -> None:
+def _first_hits(rig: Rig, flags: dict[str, Any]) -> Figure:
+    """From a record's acknowledgement by Kafka until a search finds it, with the store and the
+    projector running and nothing else to do for them."""
+    found = Figure("published until found", "ms")
+    with rig.project() as base:
+        settings = base.model_copy(update={"weaviate": base.weaviate.model_copy(update=flags)})
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "headrace", "worker", group],
+                env=environment(settings), cwd=CLONE, stderr=subprocess.DEVNULL,
+            )
+            for group in ("postgres", "search")
+        ]  # fmt: skip
+        try:
+            producer = Producer(clients.producer_conf(settings, **{"linger.ms": 0}))
+            for number in range(FIRST_HITS + 1):
+                seconds = _until_found(settings, producer, f"hit{number}needle")
+                if number:  # the first waits for the workers to start
+                    found.readings.append(1000 * seconds)
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.wait(60)
+            drop(settings)
+    return found
+
+
+def _until_found(settings: Settings, producer: Producer, word: str) -> float:
+    key = f"post:reddit:{word}"
+    value = {"id": key, "kind": "post", "platform": "reddit", "text": f"who finds the {word}"}
+    producer.produce(f"{settings.project}.raw.posts.reddit", orjson.dumps(value), key)
+    producer.flush()
+    began = time.perf_counter()
+    while time.perf_counter() - began < FIRST_SECONDS:
+        try:
+            with Searcher(settings) as searcher:
+                while time.perf_counter() - began < FIRST_SECONDS:
+                    if searcher.search(word, "keyword"):
+                        return time.perf_counter() - began
+                    time.sleep(0.005)
+        except HeadraceError:  # there is no collection before the first record
+            time.sleep(0.1)
+    raise RuntimeError(f"{word} is not found after {FIRST_SECONDS:.0f} s")
+
+
+def drop(settings: Settings) -> None:
     with weaviate.connect(settings) as client:
         for name in client.collections.list_all(simple=True):
             if name.lower().startswith(f"{settings.project}_"):

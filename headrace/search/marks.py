@@ -70,7 +70,8 @@ def projectors(connection: psycopg.Connection, application: str) -> int:
     """How many projectors are connected to this database."""
     row = connection.execute(
         "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = left(%s, 63)",
+        " WHERE datname = current_database()"
+        " AND application_name = left(%s || ' ' || current_schema(), 63)",
         [application],
     ).fetchone()
     return int(row[0]) if row else 0

@@ -56,7 +56,8 @@ def _read(connection: psycopg.Connection, cursor: psycopg.Cursor, text: str) -> 
         if len(rows) == ROWS:
             pieces.append(_piece(rows, schema, turn))
             rows = []
-    if schema is None:
+    if schema is None:  # a stream without rows does not tell its columns
+        cursor.execute(text.encode())
         schema, turn = _described(connection, cursor)
     if rows:
         pieces.append(_piece(rows, schema, turn))

@@ -42,7 +42,7 @@ def test_the_page_runs(searches: Callable[..., Search]) -> None:
     said = done.stdout
     assert "data/posts.jsonl done 4" in said
     assert re.search(r"\(\d, 384\)", said)
-    assert "reddit My new Samsung phone broke" in said
+    assert "reddit A post\n\nMy new Samsung phone broke" in said
     assert "there is no feelings to read; there are: posts, text, " in said
     assert (world.home / "posts.parquet").exists()
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 from headrace import servers
+from headrace.backlog import lag
 from headrace.search import marks
 from headrace.stores import weaviate as stores
 from tests.search.conftest import Search
@@ -44,6 +45,7 @@ def test_without_weaviate_marks_wait_and_nothing_else_stops(
     world.post(n=50)
     world.run("postgres")
     wait_for(lambda: marks.left(world.settings) == 0, message=lambda: world.log_of(worker))
+    assert lag.read(world.settings, ["search"])[0].members == 1
     server.kill()
     world.post(ids=[f"b{number}" for number in range(50)])
     world.run("text")  # with its store
