@@ -21,8 +21,8 @@ _AUTHOR_NAME = 500  # characters that dim_author keeps
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is to be forgotten, as COPY writes it. `deletions`: by id the deletion's offset, or None
-    where it is not known."""
+    """What is to be forgotten, as COPY writes it. `deletions`: by id the offset of the deletion (or
+    of the first revision that may stay), None where it is not known."""
 
     deletions: Mapping[bytes, int | None]
     authors: Collection[tuple[str, str]]
@@ -43,7 +43,8 @@ def forget(
 
     record_ids  records whose content goes: their rows in every table that tables.INCLUDED says
                 holds some, but for those of a deletion. A mapping gives the deletions' offsets on
-                the raw topics: a snapshot that holds a newer revision of a record keeps it
+                the raw topics, or those of revisions that may stay: a snapshot that holds
+                such a one, or a newer, keeps it
     authors     (platform, name): their rows of dim_author go
     platforms   every record of these, by its id
     letters     further dead letters, asked by (record key, topic, value)
@@ -111,17 +112,20 @@ def _rewrite(path: Path, manifest: Manifest, wanted: _Wanted, dry_run: bool) -> 
 
 
 def _newer(path: Path, manifest: Manifest, wanted: _Wanted) -> frozenset[bytes]:
-    """Records that were published anew since their deletion, before this snapshot was made."""
+    """Records of which this snapshot has what came later, or in the very place of the deletion
+    content that may stay (a community that no longer quotes)."""
     if not any(offset is not None for offset in wanted.deletions.values()):
         return frozenset()
     file = manifest.files["records"]
-    at, offset = file.columns.index("id"), file.columns.index("offset")
-    rows = (row.split(b"\t") for row in _rows(path, file))
-    return frozenset(
-        row[at]
-        for row in rows
-        if (deletion := wanted.deletions.get(row[at])) is not None and int(row[offset]) > deletion
-    )
+    columns = [file.columns.index(name) for name in ("id", "offset", "deleted")]
+    found = set()
+    for row in _rows(path, file):
+        fields = row.split(b"\t")
+        record, offset, deleted = (fields[column] for column in columns)
+        deletion = wanted.deletions.get(record)
+        if deletion is not None and int(offset) + (deleted != b"t") > deletion:
+            found.add(record)
+    return frozenset(found)
 
 
 def _doomed(

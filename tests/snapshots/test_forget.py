@@ -25,6 +25,10 @@ SELECT id, 'entities', 0, 6, CASE WHEN id LIKE '%b' THEN 'secret' END, 'x', 'bra
 FROM records WHERE id = E'post:reddit:a\\\\b';
 INSERT INTO dead_letters ("group", record_key, topic, partition, "offset", reason, at, value)
 VALUES ('text', E'post:reddit:a\\\\b', 't', 0, 0, 'why', now(), 'secret');
+INSERT INTO records (id, kind, platform_id, deleted, topic, topic_id, partition, "offset", appended)
+VALUES ('post:youtube:gone', 'post', 2, true, 't', 'i', 0, 3, 1);
+INSERT INTO entity_mentions (record_id, stage, start, "end", text, name, type, revision, version)
+VALUES ('post:youtube:gone', 'entities', 0, 6, 'left over', 'x', 'brand', 'r', '1');
 SELECT setval('dim_author_id_seq', 2);
 """
 SECRET = "post:reddit:a\\b"
@@ -34,6 +38,10 @@ ASKED = (SECRET, "t", b"secret")
 def content(place: Path) -> bytes:
     """Everything that any file holds, whether a manifest names it or not."""
     return b"".join(piece for path in place.rglob("*.zst") for piece in folder.unpack(path))
+
+
+def ids(world: World) -> list[str]:
+    return [row[0] for row in world.sql("SELECT id FROM records ORDER BY id")]
 
 
 def rows(world: World, table: str) -> int:
@@ -74,10 +82,12 @@ def test_no_snapshot_holds_what_is_forgotten(world: World, monkeypatch: Any) -> 
     assert forget(settings, [SECRET], **wanted) == {}
     shutil.rmtree(place.parent / "copy")
 
-    # A snapshot that holds a newer revision than the deletion keeps it; dead letters are asked for.
-    later = {"post:reddit:ab": 0}
-    assert forget(settings, later) == {}
-    assert forget(settings, later | {"post:youtube:a": 2}, dry_run=True) == {"one": 1, "two": 1}
+    # A snapshot that holds a newer revision than the deletion keeps it, and a deletion itself.
+    assert forget(settings, {"post:reddit:ab": 0, "post:youtube:a": 2}) == {}
+    one = {"one": 1, "two": 1}
+    assert forget(settings, {"post:reddit:ab": 0, "post:youtube:a": 3}, dry_run=True) == one
+    assert forget(settings, {"post:youtube:gone": 3}, dry_run=True) == one  # a mention is left
+    assert forget(settings, ["post:youtube:gone"]) == one
 
     assert b"secret" in content(place)  # of youtube's ann, who is another
     assert content(place).count(b"secret") == 2
@@ -86,13 +96,13 @@ def test_no_snapshot_holds_what_is_forgotten(world: World, monkeypatch: Any) -> 
     for name in gone:
         assert checking.verify(settings, name) == []
     restoring.restore(settings, "one")
-    assert sorted(world.sql("SELECT id FROM records")) == [("post:reddit:ab",), ("post:youtube:a",)]
+    assert ids(world) == ["post:reddit:ab", "post:youtube:a", "post:youtube:gone"]
     assert (rows(world, "dead_letters"), rows(world, "entity_mentions")) == (0, 0)
 
     assert forget(settings, [], platforms=["youtube"]) == {"one": 2, "two": 2}
     assert b"secret" not in content(place)
     restoring.restore(settings, "two")
-    assert world.sql("SELECT id FROM records") == [("post:reddit:ab",)]
+    assert ids(world) == ["post:reddit:ab", "post:youtube:gone"]
 
     # A copy that lay elsewhere brings nothing back either, but what is newer than the deletion.
     (place.parent / "elsewhere").rename(place / "elsewhere")
@@ -103,5 +113,5 @@ def test_no_snapshot_holds_what_is_forgotten(world: World, monkeypatch: Any) -> 
         [SECRET],
     )
     restoring.restore(settings, "elsewhere")
-    assert sorted(world.sql("SELECT id FROM records")) == [("post:reddit:ab",), ("post:youtube:a",)]
-    assert (rows(world, "dead_letters"), rows(world, "entity_mentions")) == (0, 0)
+    assert ids(world) == ["post:reddit:ab", "post:youtube:a", "post:youtube:gone"]
+    assert (rows(world, "dead_letters"), rows(world, "entity_mentions")) == (0, 1)
