@@ -105,6 +105,7 @@ def lower(
             [(name, key, own.get(name, {}).get(key)) for name in names for key in config],
         )
     admin.alter_configs(dict.fromkeys(names, config))
+    _await(admin, {name: dict(config) for name in names})
 
 
 def set_back(
@@ -130,9 +131,32 @@ def set_back(
         if topic in there:
             before.setdefault(topic, {})[key] = value
     admin.restore_configs(before)
+    _await(admin, before)  # whoever lowers them next must not take ours for theirs
     for topic, key, _ in rows:
         connection.execute("DELETE FROM forget_configs WHERE topic = %s AND key = %s", [topic, key])
     return len(rows)
+
+
+def _await(admin: Admin, wanted: Mapping[str, Mapping[str, str | None]]) -> None:
+    """Until a broker shows the settings that it has accepted."""
+    deadline = time.monotonic() + clients.TIMEOUT
+    while wanted:
+        own = admin.own_configs(wanted)
+        if all(_like(own[t].get(key), value) for t in wanted for key, value in wanted[t].items()):
+            return
+        if time.monotonic() > deadline:
+            raise ServerUnavailable("Kafka does not show the settings that it has accepted")
+        time.sleep(0.05)
+
+
+def _like(one: str | None, other: str | None) -> bool:
+    """A number may be written in several ways."""
+    if one is None or other is None:
+        return one is other
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one == other
 
 
 # -- whether it is gone

@@ -9,7 +9,7 @@ from headrace.forget.work import Forgetting
 from headrace.stores import postgres
 from producers import forgetting
 from tests.forget.conftest import Workers
-from tests.world import World
+from tests.world import World, wait_for
 
 
 def best(number: int) -> dict[str, object]:
@@ -53,6 +53,7 @@ def test_a_killed_purge_leaves_nothing_changed(world: World) -> None:
     world.apply()
     topic = world.topology.topic("raw.posts.reddit").name
     world.admin.alter_configs({topic: {"segment.ms": "3600000"}})
+    wait_for(lambda: "segment.ms" in world.admin.own_configs([topic])[topic])
     before = world.admin.own_configs([topic])[topic]
     with postgres.connect(world.settings, autocommit=True) as connection:
         purge.lower(connection, world.admin, [topic], {"segment.ms": "500"})
