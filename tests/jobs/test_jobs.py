@@ -150,7 +150,7 @@ def test_a_failed_run_says_why(database: Database, job: Job) -> None:
 def test_a_run_can_be_stopped(database: Database, job: Job) -> None:
     endless = replace(job, module="tests.jobs.sleeping")
 
-    def asleep() -> bool:
+    def sleeps() -> bool:
         (row,) = database.sql(
             "SELECT count(*) FROM pg_stat_activity WHERE state = 'active'"
             " AND query = 'SELECT pg_sleep(600)' AND application_name LIKE %s",
@@ -159,7 +159,7 @@ def test_a_run_can_be_stopped(database: Database, job: Job) -> None:
         return bool(row[0])
 
     with pytest.raises(psycopg.errors.QueryCanceled):
-        jobs.run(database.settings, database.topology, endless, stopping=asleep)
+        jobs.run(database.settings, database.topology, endless, stopping=sleeps)
     assert database.sql("SELECT state FROM job_runs") == [("failed",)]
 
 
@@ -211,16 +211,38 @@ def test_a_worker_waits_for_the_window(database: Database, job: Job, tmp_path: P
     assert database.sql("SELECT state FROM windows") == [("done",)]
 
 
+def asleep(database: Database, folder: Path) -> dict[str, str]:
+    """The environment in which the job is at work for ever."""
+    written = yaml.safe_load(Path(database.settings.topics).read_text())
+    written["groups"]["metrics"]["module"] = "tests.jobs.sleeping"
+    (folder / "topics.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+    return {"HEADRACE_TOPICS": str(folder / "topics.yaml")}
+
+
+def begun(database: Database) -> bool:
+    return bool(database.sql("SELECT 1 FROM job_runs WHERE state = 'running'"))
+
+
+def at_work(database: Database) -> bool:
+    return history.standing(database.connection, "metrics").at_work
+
+
+def test_a_worker_that_is_told_to_stop_stops(database: Database, job: Job, tmp_path: Path) -> None:
+    words = ("worker", "metrics", "--now")
+    with started(database, tmp_path, *words, **asleep(database, tmp_path)) as process:
+        wait_for(lambda: begun(database), 120)
+        process.terminate()
+        assert process.wait(120) == 0
+    ((state, reason),) = database.sql("SELECT state, reason FROM job_runs")
+    assert state == "failed" and reason.startswith("it was stopped")
+
+
 def test_a_killed_run_leaves_nothing_behind(database: Database, job: Job, tmp_path: Path) -> None:
     stored(database, "a", 1)
     jobs.run(database.settings, database.topology, job)
-    written = yaml.safe_load(Path(database.settings.topics).read_text())
-    written["groups"]["metrics"]["module"] = "tests.jobs.sleeping"
-    (tmp_path / "topics.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
-    other = {"HEADRACE_TOPICS": str(tmp_path / "topics.yaml")}
-    with started(database, tmp_path, "job", "run", "metrics", **other):
-        wait_for(lambda: database.sql("SELECT 1 FROM job_runs WHERE state = 'running'"), 120)
-    wait_for(lambda: not history.standing(database.connection, "metrics").at_work, 60)
+    with started(database, tmp_path, "job", "run", "metrics", **asleep(database, tmp_path)):
+        wait_for(lambda: begun(database), 120)
+    wait_for(lambda: not at_work(database))
     stored(database, "b", 2)
     assert counted(database) == [(1,)]
     assert jobs.run(database.settings, database.topology, job).current
