@@ -290,7 +290,7 @@ class StatusApp:
         changed = alerts.decide(
             self._alerts,
             found,
-            self._topology.groups,
+            self._topology.groups.keys() | self._topology.projectors.keys(),
             telling.channels(self._settings),
             now,
             round(own.cooldown_minutes * MINUTE_MS),
@@ -499,10 +499,12 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _quieten(settings: Settings) -> None:
-    """Faust tells of every step; its warnings are enough."""
+    """Faust tells of every step, and its client many times a second that a broker is away, which
+    we say ourselves."""
     if settings.log.level != "debug":
-        for name in ("faust", "mode", "aiokafka"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        levels = {"faust": logging.WARNING, "mode": logging.ERROR, "aiokafka": logging.CRITICAL}
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _now() -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from sys import intern  # few names, in many events
 from typing import Any, NamedTuple
 
 import orjson
@@ -72,8 +73,8 @@ class Event(NamedTuple):
     @classmethod
     def unpack(cls, id: str, content: bytes) -> Event:
         group, worker, at, counts, platforms = orjson.loads(content)
-        own = tuple((name, Counts(*numbers)) for name, numbers in platforms)
-        return cls(id, group, worker, at, Counts(*counts), own)
+        own = tuple((intern(name), Counts(*numbers)) for name, numbers in platforms)
+        return cls(id, intern(group), intern(worker), at, Counts(*counts), own)
 
 
 def parse(value: bytes | None) -> Event:
@@ -81,7 +82,7 @@ def parse(value: bytes | None) -> Event:
     try:
         event = orjson.loads(value or b"")
         platforms = tuple(
-            (str(name), Counts(sum(some.values()), **_outcomes(some)))
+            (intern(name), Counts(sum(some.values()), **_outcomes(some)))
             for name, some in sorted(event.get("platforms", {}).items())
         )
         counts = Counts(
@@ -91,9 +92,8 @@ def parse(value: bytes | None) -> Event:
             micros=round(event["seconds"] * 1e6),
         )
         at = int(datetime.fromisoformat(event["at"]).timestamp() * 1000)
-        return Event(
-            str(event["event_id"]), str(event["group"]), str(event["worker"]), at, counts, platforms
-        )
+        group, worker = intern(event["group"]), intern(event["worker"])
+        return Event(str(event["event_id"]), group, worker, at, counts, platforms)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"no status event: {error}") from None
 

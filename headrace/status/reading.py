@@ -17,6 +17,7 @@ from headrace.backlog.model import GroupLag, PartitionLag, State
 from headrace.config import Settings
 from headrace.schedule import ALWAYS, Schedule, last_due
 from headrace.status.alerts import MINUTE_MS, Reading, Unread
+from headrace.stores import weaviate
 from headrace.stream import clients
 from headrace.stream.topology import Group
 
@@ -37,12 +38,23 @@ class Looker:
         self._admin.close()
 
     def look(self, now: int) -> tuple[list[GroupLag], list[Reading]]:
-        """The lag of all consumer groups and what alerts need of it. `now` in milliseconds.
+        """The lag of all groups, and what alerts need of those that always have somebody to work
+        for them. `now` in milliseconds.
 
         Raises ServerUnavailable where Kafka does not answer.
         """
-        lags = self._reader.read(times=True)
-        return lags, [self._reading(lag, now) for lag in lags]
+        lags = self._reader.read(times=True, projectors=True)
+        found = []
+        for lag in lags:
+            if lag.group in self._reader.topology.groups:
+                found.append(self._reading(lag, now))
+            elif lag.kind == "projector" and lag.partitions and self._projects():
+                position = sum(p.committed or 0 for p in lag.partitions)
+                found.append(Reading(lag.group, lag.backlog, 0, True, position, lag.members))
+        return lags, found
+
+    def _projects(self) -> bool:
+        return self._settings.search.enabled and weaviate.expected(self._settings)
 
     def _reading(self, lag: GroupLag, now: int) -> Reading:
         group = self._reader.topology.group(lag.group)

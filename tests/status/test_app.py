@@ -133,7 +133,7 @@ def test_it_counts_once_and_tells_once_whatever_is_killed(worlds: Callable[..., 
     more = some(300) + some(40, "entities")
     for n in range(0, 340, 20):
         stage.write(more[n : n + 20])
-    wait_for(lambda: history(port, "text")["batches"] > 200, PATIENCE, said)
+    wait_for(lambda: history(port, "text").get("batches", 0) > 200, PATIENCE, said)
     worker.kill()
     worker.wait(30)
     stage.write(events[:30])  # the same once more
