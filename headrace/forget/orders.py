@@ -90,7 +90,7 @@ class Order:
     quotes     topic → partition → [first, end] of the communities that were published anew
     ends       topic → partition → end: what stands before is of no use to anybody who has read it
     emptied    what stood in the tables was emptied once
-    purged     which steps of the purge are done
+    purged     of the purge: upto (topic → partition → where its file was ended), compacted
 
     `subject` is the selection, and `gone` the authors' names that were taken out on its account.
     """

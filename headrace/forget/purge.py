@@ -13,11 +13,11 @@ next call if this one is killed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 import psycopg
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from headrace.config import Settings
 from headrace.errors import ServerUnavailable
@@ -45,20 +45,23 @@ def delete_before(admin: Admin, upto: Mapping[Partition, int]) -> int:
 
 def begin_files(
     settings: Settings, connection: psycopg.Connection, admin: Admin, topics: Iterable[str]
-) -> None:
-    """End the newest file of every partition of these topics."""
+) -> dict[Partition, int]:
+    """End the newest file of every partition of these topics. Returns where: what stood before by
+    now lies in files that begin before, and they go as a whole once the start is moved there."""
     names = sorted(topics)
     if not names:
-        return
+        return {}
+    ended: dict[Partition, int] = {}
     lower(connection, admin, names, _ROLL)
     try:
         there = admin.topics()
         places = [(name, partition) for name in names for partition in range(there.get(name, 0))]
         for _ in range(_APPENDS):
             time.sleep(1.4 * _SEGMENT_MS / 1000)
-            _append_nothing(settings, places)
+            ended = _append_nothing(settings, places) | ended  # the first one's
     finally:
         set_back(connection, admin, names, _ROLL)
+    return ended
 
 
 def let_clean(connection: psycopg.Connection, admin: Admin, topics: Iterable[str]) -> None:
@@ -70,8 +73,15 @@ def leave_clean(connection: psycopg.Connection, admin: Admin, topics: Iterable[s
     set_back(connection, admin, topics, _CLEAN)
 
 
-def _append_nothing(settings: Settings, places: Iterable[Partition]) -> None:
-    """A transaction that is aborted: bytes in the log that no reader of ours is given."""
+def _append_nothing(settings: Settings, places: Sequence[Partition]) -> dict[Partition, int]:
+    """A transaction that is aborted: bytes in the log that no reader of ours is given. Returns
+    where they stand."""
+    found: dict[Partition, int] = {}
+
+    def delivered(error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            found[str(message.topic()), message.partition() or 0] = message.offset() or 0
+
     producer = Producer(
         clients.producer_conf(
             settings, **{"transactional.id": f"{settings.project}.forget", "linger.ms": 0}
@@ -80,11 +90,12 @@ def _append_nothing(settings: Settings, places: Iterable[Partition]) -> None:
     producer.init_transactions(clients.TIMEOUT)
     producer.begin_transaction()
     for topic, partition in places:
-        producer.produce(topic, b"", b"headrace", partition=partition)
-    left = producer.flush(clients.TIMEOUT)
+        producer.produce(topic, b"", b"headrace", partition=partition, on_delivery=delivered)
+    producer.flush(clients.TIMEOUT)
     producer.abort_transaction(clients.TIMEOUT)
-    if left:
+    if set(found) != set(places):
         raise ServerUnavailable("Kafka does not take what ends its files; try again")
+    return found
 
 
 # -- settings of topics, for a while

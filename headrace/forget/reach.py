@@ -135,13 +135,15 @@ def removable(
     readers: Readers, order: Order, topics: Iterable[Topic]
 ) -> tuple[dict[Partition, int], dict[str, str]]:
     """(up to where these topics may be emptied, for whom more of them is kept): not beyond what
-    anybody has yet to read, and not beyond the order's ends."""
+    anybody has yet to read, and not beyond the order's ends (of a topic whose file was ended: the
+    end of the file, since it goes as a whole)."""
+    noted = order.progress["ends"] | order.progress.get("purged", {}).get("upto", {})
     upto: dict[Partition, int] = {}
     kept: dict[str, str] = {}
     for topic in topics:
         ends = {
             (topic.name, int(partition)): end
-            for partition, end in order.progress["ends"].get(topic.name, {}).items()
+            for partition, end in noted.get(topic.name, {}).items()
         }
         if not any(ends.values()):
             continue

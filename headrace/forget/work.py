@@ -281,14 +281,18 @@ class Forgetting:
         ends = order.progress["ends"]
         by_time = [t for t in content_topics(self.topology) if t.name in ends and not t.is_raw]
         upto, kept = reach.removable(readers, order, by_time)
-        order.waits += kept.values()
         done = order.progress.setdefault("purged", {})
         raw = {topic for topic, _ in self._look_for(order).places()}
-        begun = set(done.setdefault("files", []))
-        begin = (raw | {topic for topic, _ in upto if topic not in kept}) - begun
-        purge.begin_files(self.settings, self._connection, self._admin, begin)
-        done["files"] = sorted(begun | begin)
-        orders.save(self._connection, order)
+        ended = done.setdefault("upto", {})
+        begin = (raw | {topic for topic, _ in upto if topic not in kept}) - ended.keys()
+        if begin:
+            for (topic, partition), offset in purge.begin_files(
+                self.settings, self._connection, self._admin, begin
+            ).items():
+                ended.setdefault(topic, {})[str(partition)] = offset
+            orders.save(self._connection, order)
+            upto, kept = reach.removable(readers, order, by_time)
+        order.waits += kept.values()
         order.count("messages", purge.delete_before(self._admin, upto))
         if not done.get("compacted"):
             self._look_through(order)
