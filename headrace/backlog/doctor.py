@@ -22,6 +22,7 @@ from headrace.backlog.model import GroupLag
 from headrace.config import Settings
 from headrace.errors import ConfigError, HeadraceError
 from headrace.schedule import duration_text
+from headrace.scheduling import report as schedules
 from headrace.search import collections, compare, marks
 from headrace.stores import postgres, weaviate
 from headrace.stream import clients, topics
@@ -36,7 +37,7 @@ Offsets = dict[tuple[str, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    check: str  # servers, topics, retention, lag, offsets, records, redo, runs, search
+    check: str  # servers, topics, retention, schedules, lag, offsets, records, redo, runs, search
     what: str
     do: str
     level: Literal["finding", "note"] = "finding"
@@ -119,6 +120,7 @@ def examine(settings: Settings) -> Diagnosis:
         else:
             if reader is not None and lags:
                 found += _offsets(settings, reader)
+                found += _schedules(settings)
             found += _search(settings)
     return Diagnosis(tuple(found), tuple(sums))
 
@@ -245,6 +247,19 @@ def _runs(settings: Settings) -> Iterator[Finding]:
                 "`headrace publish` the same files again: it goes on where this run ended",
                 level="note",
             )
+
+
+def _schedules(settings: Settings) -> Iterator[Finding]:
+    """What would begin now if somebody opened its window."""
+    found = schedules.read(settings)
+    late = [str(row.unit) for row in found.rows if row.state in ("due", "asked")]
+    if late and not found.led:
+        yield Finding(
+            "schedules",
+            f"due, and no scheduler runs: {', '.join(late)}",
+            "`headrace run` has one; with containers `headrace scheduler` is one",
+            level="note",
+        )
 
 
 def _search(settings: Settings) -> Iterator[Finding]:

@@ -31,12 +31,19 @@ from headrace.stream.topology import Topology
 log = get(__name__)
 
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-_LED = """
-SELECT count(*) FROM pg_locks
-WHERE locktype = 'advisory' AND granted AND objsubid = 1
-  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND (classid::bigint << 32 | objid::bigint) = hashtextextended(%s, 0)
+_HOLDER = """
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended(%s, 0)
 """
+_LED = f"SELECT count(*) {_HOLDER}"
+# One that stands still keeps its session, and with it the lock. It finds itself without both.
+_END_FROZEN = f"""
+SELECT pg_terminate_backend(a.pid) {_HOLDER}
+  AND a.state_change < now() - make_interval(secs => %s)
+"""
+_FROZEN_SECONDS = 120.0  # longer than a leader is quiet, whatever Kafka does
 
 
 def lock_name(settings: Settings) -> str:
@@ -186,6 +193,11 @@ class Scheduler:
             row = self._connection.execute(_LOCK, [lock_name(self._settings)]).fetchone()
             self._leads = bool(row and row[0])
             if not self._leads:
+                quiet = max(_FROZEN_SECONDS, 10 * self._settings.scheduler.look_seconds)
+                if self._connection.execute(
+                    _END_FROZEN, [lock_name(self._settings), quiet]
+                ).fetchall():
+                    log.warning("ended the session of a scheduler that stands still")
                 return None
             log.info("this scheduler leads")
         return self._connection

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 
+from headrace.scheduling import scheduler as schedulers
 from headrace.scheduling import windows
 from headrace.scheduling.scheduler import Scheduler
 from headrace.stores import postgres
@@ -110,8 +111,9 @@ def test_a_week_hour_by_hour(worlds: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert {state for _, _, state in rows(world, "words")} <= {"done", "open"}
 
 
-def test_one_leads_and_another_takes_over(worlds: Any) -> None:
-    world = worlds(change=groups(words=NIGHTLY)).apply()
+def test_one_leads_and_another_takes_over(worlds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"scheduler.look_seconds": 0.001}
+    world = worlds(change=groups(words=NIGHTLY), flags=flags).apply()
     clock = Clock()
     first, second = scheduler(world, clock), scheduler(world, clock)
     assert first.turn() and not second.turn()
@@ -121,11 +123,16 @@ def test_one_leads_and_another_takes_over(worlds: Any) -> None:
     clock.now += 2 * HOUR
     with pytest.raises(psycopg.Error):
         first.turn()
+    first.close()
     second.close()
     assert second.turn()
     assert not scheduler(world, clock).turn()
     assert len(rows(world, "words")) == 2
-    second.close()
+    monkeypatch.setattr(schedulers, "_FROZEN_SECONDS", 0.0)
+    assert not first.turn()  # it finds a leader that has said nothing for too long, and ends it
+    assert first.turn()
+    with pytest.raises(psycopg.Error):
+        second.turn()
 
 
 def test_a_window_is_as_long_as_what_waited(worlds: Any) -> None:

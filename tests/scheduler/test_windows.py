@@ -105,6 +105,32 @@ def test_redo_outside_a_window(worlds: Any) -> None:
     wait_for(lambda: worker.poll() is not None)
 
 
+def test_a_platform_of_its_own_hours(worlds: Any) -> None:
+    """As containers do it: a scheduler and a worker that reads what is due, each by itself."""
+    world = worlds(change=groups(words={}), flags=LOOKS)
+    own = "processing: {batch_processing: {words: {schedule: lag >= 10 or 7 days}}}\n"
+    (world.home / "config" / "platforms" / "youtube.yaml").write_text(own)
+    world.post(n=3)
+    world.post("youtube", n=3)
+    done = world.command("run", "--until-caught-up")
+    assert "SCHEDULED: words runs lag >= 10 or 7 days on youtube" in done.stdout
+    assert outcomes(world) == posted(0, 1, 2)
+    scheduler, worker = world.start("scheduler"), world.start_worker("words")
+    world.post("youtube", ids=[f"b{n}" for n in range(7)])
+    wait_for(lambda: states(world) == ["done"], message=lambda: world.log_of(worker))
+    assert sum(outcomes(world).values()) == 13
+    reads = lambda: {  # noqa: E731
+        topic.partition("raw.posts.")[2]
+        for member in world.admin.members(f"{world.project}.words")
+        for topic, _ in member.partitions
+    }
+    wait_for(lambda: reads() == {"reddit", ""})  # and its redo
+    assert json.loads(world.command("lag", "--json", "words").stdout)[0]["state"] == "OK"
+    for process in (scheduler, worker):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 def test_batch_mode_opens_everything_now(worlds: Any) -> None:
     def change(content: dict[str, Any]) -> None:
         rarely = {"reads": ["enriched.words"], "when": "lag >= 1000000 or 20 days"}
