@@ -11,7 +11,7 @@ import pytest
 from headrace import cli, config, gates, jobs
 from headrace.backlog import database as reading
 from headrace.gates import Look, Reading
-from headrace.gates.checks import GATES, sums
+from headrace.gates.checks import GATES, required_fields, sums
 from tests.stores.conftest import Database, embedded
 
 Break = Callable[[Database], None]
@@ -106,6 +106,28 @@ def test_each_gate_fails_for_its_own_reason(
     assert before == {gate.name: "pass" for gate in GATES}
     break_(database)
     assert {name for name, state in states(database).items() if state != "pass"} == failing
+
+
+def test_required_fields_are_counted_wherever_they_stand(database: Database) -> None:
+    said = {"author": "a", "created_at": "2026-01-01T00:00:00Z", "metrics": {"score": 0}}
+    database.write(
+        [
+            database.raw("whole", 1, **said, labels={"flair": "x"}),
+            database.raw("no label", 2, **said),
+            database.raw("empty label", 3, **said, labels={"flair": ""}),
+            database.raw("no author", 4, created_at="2026-01-01T00:00:00Z", metrics={"score": 1}),
+        ]
+    )
+    for fields, share in (
+        (("text", "created_at", "metrics.score"), 1),
+        (("author",), 0.75),
+        (("author", "labels.flair"), 0.25),
+    ):
+        wanted = database.settings.gates.model_copy(update={"required": fields})
+        settings = database.settings.model_copy(update={"gates": wanted})
+        with reading.reading(settings) as connection:
+            (found,) = required_fields(Look(connection, settings, database.topology))
+        assert (found.value, found.state) == (share, "pass" if share == 1 else "fail"), fields
 
 
 def test_old_figures_that_know_everything_are_current(database: Database) -> None:
