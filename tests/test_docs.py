@@ -22,7 +22,7 @@ PAGES = [CLONE / "README.md", *sorted((CLONE / "docs").glob("*.md"))]
 OURS = {"questions", "mastodon"}  # what the pages invent
 FOLDERS = "headrace|producers|consumers|tests|config|docs|bench|schemas|samples"
 VARIABLES = {"HEADRACE_CONFIG", "HEADRACE_CACHE_DIR", "HEADRACE_DATA_DIR"}
-SECTIONS = "kafka|postgres|weaviate|servers|processing|publishing|entities|sentiment|log"
+SECTIONS = "kafka|postgres|weaviate|servers|processing|scheduler|publishing|entities|sentiment|log"
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
