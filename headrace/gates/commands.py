@@ -32,7 +32,7 @@ def gates(load: Callable[[], Settings], platform: str | None, as_json: bool) -> 
         names = max(len(told.reading.platform or "all") for told in found)
         for told in found:
             reading = told.reading
-            value = "–" if reading.value is None else f"{reading.value:.4g}"
+            value = "–" if reading.value is None else f"{round(reading.value, 4):g}"
             click.echo(
                 f"{reading.state:<8}{told.gate:<{width}}  {reading.platform or 'all':<{names}}"
                 f"  {value:>8} {reading.wanted:<8}  since {told.since:%Y-%m-%d %H:%M}".rstrip()

@@ -93,7 +93,7 @@ ORDER BY name
     def confidence(self) -> dict[str, Row]:
         """Per platform the mentions' mean and least confidence."""
         query = """
-SELECT p.name AS platform, avg(m.confidence)::float8 AS mean,
+SELECT p.name AS platform, round(avg(m.confidence)::numeric, 6)::float8 AS mean,
        round(min(m.confidence)::numeric, 6)::float8 AS least, count(*) AS mentions
 FROM entity_mentions m
 JOIN records r ON r.id = m.record_id AND NOT r.deleted
