@@ -152,8 +152,8 @@ def _say(order: Order) -> None:
         "forgotten": "is done" if not order.purge else "is done but for the purge",
         "purged": "is done and purged",
     }[order.state]
-    kind = ", ".join(f"{value}" for value in order.selection.values())
-    click.echo(f"order {order.id} ({kind}) {said}: {_counts(order.counts)}")
+    names = [str(value)[:12] for value in order.selection.values()]
+    click.echo(f"order {order.id} ({' '.join(names)}) {said}: {_counts(order.counts)}")
     for reason in order.waits:
         click.echo(f"  waits: {reason}")
     if order.waits:

@@ -12,12 +12,9 @@ Steps are done again after a kill; each of them may be done twice. One process a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
-
-import psycopg
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError
@@ -299,8 +296,7 @@ class Forgetting:
         if order.waits:
             return
         for table in _VACUUMED:
-            with _patient(self._connection):
-                self._connection.execute(f"VACUUM {table}".encode())
+            self._connection.execute(f"VACUUM {table}".encode())
         self._connection.execute("DELETE FROM forget_records WHERE order_id = %s", [order.id])
         order.state, order.purged_at = "purged", datetime.now(UTC)
 
@@ -333,13 +329,3 @@ class Forgetting:
 
     def _raw(self) -> set[str]:
         return {topic.name for topic in self.topology.raw_topics()}
-
-
-@contextmanager
-def _patient(connection: psycopg.Connection) -> Iterator[None]:
-    """Without the timeout of statements: this takes as long as the table is large."""
-    connection.execute("SET statement_timeout = 0")
-    try:
-        yield
-    finally:
-        connection.execute("RESET statement_timeout")

@@ -174,6 +174,9 @@ def test_no_byte_is_left(
         message=lambda: str(broker.files_with(world.project, MARK)),
     )
 
+    assert world.sql("SELECT state, records FROM runs WHERE run = %s", [order["order"]]) == [
+        ("done", 6)  # four posts, what died, and the community
+    ]
     # What is not meant stays, and the topics are as they were.
     assert world.sql("SELECT count(*) FROM posts WHERE author = 'bob' AND text <> ''") == [(6,)]
     assert world.sql("SELECT count(*) FROM outcomes WHERE outcome = 'ok'") == [(18,)]

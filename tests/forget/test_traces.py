@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from headrace.backlog import doctor
+from headrace.errors import HeadraceError
 from headrace.forget import purge
 from headrace.forget.orders import Selection
 from headrace.forget.work import Forgetting
@@ -46,6 +49,11 @@ def test_what_files_have_deleted_is_quoted_no_more(world: World) -> None:
         assert any(wait.startswith("text has ") for wait in order.waits), order.waits
         again = work.look(Selection(deleted=True))
         assert again["communities"] == 0
+        with (
+            pytest.raises(HeadraceError, match="another"),
+            Forgetting(world.settings, forgetting.take_out),
+        ):
+            pass
     workers.close()
 
 
