@@ -106,6 +106,8 @@ class Sender:
         except BaseException:
             self.admin.close()
             raise
+        # Plans are made each time: one for any page would be one for a tenth of the table.
+        self.connection.prepare_threshold = None
         self._topic_ids = self.admin.topic_ids()
         self._make = Maker(self.connection, topology, group, self._topic_ids)
         self._producer: Producer | None = None
