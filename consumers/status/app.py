@@ -20,10 +20,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPException
 from typing import Any
 
 import faust
 import orjson
+import psycopg
 from confluent_kafka import KafkaException
 from faust.transport.drivers import aiokafka as driver
 
@@ -260,7 +262,7 @@ class StatusApp:
                     if looker is None:
                         looker = await ask(thread, Looker, self._settings)
                     found = await ask(thread, looker.look, _now())
-                except (HeadraceError, KafkaException) as error:
+                except (HeadraceError, KafkaException, psycopg.Error) as error:
                     log.warning("cannot look at lag", reason=str(error))
                 else:
                     await self._looked(*found)
@@ -322,16 +324,18 @@ class StatusApp:
                     await (await self._told.send(key=key, value=value, partition=0))
                 else:
                     await asyncio.to_thread(telling.tell, self._settings, channel, notice.message)
-            except (OSError, ValueError) as error:  # its text might show a secret of the address
+            except (OSError, ValueError, HTTPException) as error:
+                # Not its text: that might show the address, which is a secret.
                 whole = False
                 log.warning("an alert is not told", channel=channel, how=type(error).__name__)
             else:
                 await self._keep(alerts.delivered(self._alerts[id], notice.event, channel))
         if not whole:
             wait_ms = round(own.look_seconds * 1000)
-            await self._keep(
-                alerts.failed(self._alerts[id], notice.event, _now(), wait_ms, own.tries)
-            )
+            later = alerts.failed(self._alerts[id], notice.event, _now(), wait_ms, own.tries)
+            if notice.tries + 1 >= own.tries:
+                log.error("an alert is given up on", alert=id, tries=own.tries)
+            await self._keep(later)
         return whole
 
     # -- showing

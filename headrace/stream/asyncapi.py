@@ -108,6 +108,11 @@ _BYTES: dict[str, Any] = {
         "contentType": "application/octet-stream",
         "headers": {"$ref": "#/components/schemas/DeadLetterHeaders"},
     },
+    "entry": {
+        "title": "Entry of a table",
+        "description": "What a group keeps for itself, by key; without a value it is taken out.",
+        "contentType": "application/octet-stream",
+    },
 }
 
 
@@ -116,7 +121,11 @@ def _id(template: str) -> str:
 
 
 def _message_name(topic: Topic) -> str:
-    return topic.schema or ("dead_letter" if topic.short.endswith(".dlt") else "original")
+    if topic.schema:
+        return topic.schema
+    if topic.short.endswith(".table"):
+        return "entry"
+    return "dead_letter" if topic.short.endswith(".dlt") else "original"
 
 
 def _channel(map_: Topology, template: str, found: list[Topic]) -> dict[str, Any]:
@@ -168,6 +177,13 @@ def _operations(
                 f"{group.short}_writes_{_id(topic.template)}",
                 _operation("send", topic.template, topic, group.description),
             )
+
+    for app in map_.apps.values():
+        for topic in app.reads:
+            operation = _operation("receive", topic.template, topic, app.description)
+            group_id = {"type": "string", "enum": [app.name]}
+            operation["bindings"] = {"kafka": {"groupId": group_id, "bindingVersion": "0.5.0"}}
+            yield f"{app.short}_reads_{_id(topic.template)}", operation
 
 
 def _operation(action: str, template: str, topic: Topic, summary: str) -> dict[str, Any]:
