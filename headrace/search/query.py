@@ -1,23 +1,27 @@
 """Asking Weaviate: by words, by meaning, or both, with filters.
 
-Each alias is asked by itself and the answers are put together: by words the better score comes
-first, by meaning the smaller distance. A hybrid answer weighs both, each from 0 to 1.
+Each alias is asked by itself and the answers are put together: by words with weights that count
+for all of them (`headrace.search.words`), by meaning by distance. A hybrid answer looks at what
+either way finds, and weighs both for each of these, each from 0 to 1.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 from headrace import schedule
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.models import embedding
 from headrace.search import collections
+from headrace.search import words as counting
 from headrace.slug import slug
 from headrace.stores import weaviate
 from headrace.stream.stage import Pause, Retry
@@ -32,7 +36,9 @@ _SHOWN = (
     "language", "sentiment", "sentiment_score", "entities",
 )  # fmt: skip
 _WORDS = ("title^2", "text", "community")
-_CANDIDATES = 100  # of each way, for a hybrid answer
+_CANDIDATES = 100  # of each way and alias, for a hybrid answer
+_REMEMBERED = 10_000  # counts
+_AMONG = 3  # times as many of each alias are looked at where several are asked by words
 
 
 class NoVectors(HeadraceError):
@@ -56,7 +62,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """`score`: of words as Weaviate counts them; of meaning the cosine; of hybrid 0 to 1."""
+    """`score`: of words BM25's; of meaning the cosine; of hybrid 0 to 1."""
 
     score: float
     id: str
@@ -79,13 +85,20 @@ class Hit:
         return made
 
 
+class _Found(NamedTuple):
+    hit: Hit
+    vector: Sequence[float] | None = None
+
+
 class Searcher:
-    """Searches on one connection; the model is loaded with the first question by meaning."""
+    """Searches on one connection; the model is loaded with the first question by meaning. How many
+    records hold a word is asked once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client: WeaviateClient = weaviate.connect(settings)
         self._model: embedding.Embedder | None = None
+        self._holding: dict[tuple[str, str], int] = {}  # by alias and term; "": all records
 
     def __enter__(self) -> Searcher:
         return self
@@ -110,15 +123,11 @@ class Searcher:
         try:
             known = self._aliases(filters)
             if mode == "keyword":
-                return self._by_words(known, words, filters, limit)
+                return self._keyword(known, words, filters, limit)
             if mode == "semantic":
-                return self._by_meaning(known, words, filters, limit)
-            most = max(limit, _CANDIDATES)
-            return fused(
-                self._by_words(known, words, filters, most),
-                self._by_meaning(known, words, filters, most),
-                self._settings.search.semantic_share,
-            )[:limit]
+                found = self._by_meaning(known, self._vector(known, words), filters, limit)
+                return _best([hit for hit, _ in found], limit)
+            return self._hybrid(known, words, filters, limit)
         except Exception as error:
             if isinstance(error, HeadraceError):
                 raise
@@ -157,33 +166,109 @@ class Searcher:
             )
         return found
 
-    def _by_words(
-        self, aliases: Iterable[str], words: str, filters: Filters, limit: int
+    def _keyword(
+        self, aliases: Sequence[str], words: str, filters: Filters, limit: int
     ) -> list[Hit]:
+        if len(aliases) < 2:
+            return _best([hit for hit, _ in self._by_words(aliases, words, filters, limit)], limit)
+        found = self._by_words(aliases, words, filters, _AMONG * limit)
+        hits = [hit for hit, _ in found]
+        scores = self._scores(aliases, words, hits)
+        return _best([replace(hit, score=s) for hit, s in zip(hits, scores, strict=True)], limit)
+
+    def _hybrid(
+        self, aliases: Sequence[str], words: str, filters: Filters, limit: int
+    ) -> list[Hit]:
+        vector = self._vector(aliases, words)
+        most = max(limit, _CANDIDATES)
+        meant = self._by_meaning(aliases, vector, filters, most)
+        meant = sorted(meant, key=lambda found: -found.hit.score)[:most]
+        told = self._by_words(aliases, words, filters, most, with_vectors=True)
+        near = {hit.id: hit.score for hit, _ in meant}
+        for hit, own in told:
+            if own is not None and hit.id not in near:
+                near[hit.id] = float(np.dot(own, vector))
+        hits = {hit.id: hit for hit, _ in (*told, *meant)}
+        scores = self._scores(aliases, words, list(hits.values()))
+        by_words = dict(zip(hits, scores, strict=True))
+        # Nearer than the last of the nearest is something; whatever is farther is nothing.
+        floor = meant[-1].hit.score if len(meant) == most else min(near.values(), default=0.0)
+        joined = fused(by_words, near, floor, self._settings.search.semantic_share)
+        return _best([replace(hits[name], score=score) for name, score in joined.items()], limit)
+
+    def _by_words(
+        self,
+        aliases: Sequence[str],
+        words: str,
+        filters: Filters,
+        limit: int,
+        with_vectors: bool = False,
+    ) -> list[_Found]:
+        """So many of each alias, with the scores that they have there."""
         from weaviate.classes.query import MetadataQuery
 
         chosen = _filter(filters)
-        hits: list[Hit] = []
+        found: list[_Found] = []
         for of in aliases:
             said = self._client.collections.use(of).query.bm25(
                 words,
                 query_properties=list(_WORDS),
                 filters=chosen,
                 limit=limit,
+                include_vector=with_vectors,
                 return_metadata=MetadataQuery(score=True),
                 return_properties=list(_SHOWN),
             )
-            hits += [_hit(o.properties, o.metadata.score or 0.0) for o in said.objects]
-        return _best(hits, limit)
+            for item in said.objects:
+                vector: Any = item.vector.get("default") if with_vectors else None
+                found.append(_Found(_hit(item.properties, item.metadata.score or 0.0), vector))
+        return found
+
+    def _scores(self, aliases: Sequence[str], words: str, hits: Sequence[Hit]) -> list[float]:
+        terms = counting.terms(words) or counting.tokens(words)
+        total = sum(self._count(of, "") for of in aliases)
+        holding = {term: sum(self._count(of, term) for of in aliases) for term in terms}
+        texts = [(hit.title or "", f"{hit.text} {hit.community or ''}") for hit in hits]
+        return counting.scores(texts, counting.weights(holding, total))
+
+    def _count(self, of: str, term: str) -> int:
+        """How many records behind an alias hold the term; all of them for none."""
+        from weaviate.classes.query import Filter
+
+        if (of, term) not in self._holding:
+            if len(self._holding) > _REMEMBERED:
+                self._holding.clear()
+            said = self._client.collections.use(of).aggregate.over_all(
+                filters=Filter.by_property("text").equal(term) if term else None,
+                total_count=True,
+            )
+            self._holding[of, term] = said.total_count or 0
+        return self._holding[of, term]
 
     def _by_meaning(
-        self, aliases: Iterable[str], words: str, filters: Filters, limit: int
-    ) -> list[Hit]:
+        self, aliases: Sequence[str], vector: Sequence[float], filters: Filters, limit: int
+    ) -> list[_Found]:
+        """So many of each alias; their scores are cosines."""
         from weaviate.classes.query import MetadataQuery
 
-        aliases = list(aliases)
-        if not aliases:
-            return []
+        chosen = _filter(filters)
+        found: list[_Found] = []
+        for of in aliases:
+            said = self._client.collections.use(of).query.near_vector(
+                list(vector),
+                filters=chosen,
+                limit=limit,
+                return_metadata=MetadataQuery(distance=True),
+                return_properties=list(_SHOWN),
+            )
+            found += [
+                _Found(_hit(item.properties, 1.0 - (item.metadata.distance or 0.0)))
+                for item in said.objects
+            ]
+        return found
+
+    def _vector(self, aliases: Sequence[str], words: str) -> list[float]:
+        """The question's own. Raises NoVectors where it cannot be had or compared."""
         wanted = embedding.space_of(self._settings.embeddings)
         for of in aliases:
             space = collections.space_in(self._client, of)
@@ -192,21 +277,6 @@ class Searcher:
                     f"search: the vectors behind {of} are of {space}, the settings' model makes"
                     f" {wanted}: `headrace search rebuild`, or --mode keyword"
                 )
-        vector = self._vector(words)
-        chosen = _filter(filters)
-        hits: list[Hit] = []
-        for of in aliases:
-            said = self._client.collections.use(of).query.near_vector(
-                vector,
-                filters=chosen,
-                limit=limit,
-                return_metadata=MetadataQuery(distance=True),
-                return_properties=list(_SHOWN),
-            )
-            hits += [_hit(o.properties, 1.0 - (o.metadata.distance or 0.0)) for o in said.objects]
-        return _best(hits, limit)
-
-    def _vector(self, words: str) -> list[float]:
         try:
             self._model = self._model or embedding.load(self._settings.embeddings)
             numbers: list[float] = self._model.embed([words])[0].tolist()
@@ -215,24 +285,19 @@ class Searcher:
         return numbers
 
 
-def fused(words: Sequence[Hit], meaning: Sequence[Hit], share: float) -> list[Hit]:
-    """Both answers in one, each score from 0 (the last) to 1 (the first), weighed. Pure."""
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
-    for found, weight in ((words, 1 - share), (meaning, share)):
-        if not found or weight == 0:
-            continue
-        high, low = found[0].score, found[-1].score
-        for hit in found:
-            part = (hit.score - low) / (high - low) if high > low else 1.0
-            scores[hit.id] = scores.get(hit.id, 0.0) + weight * part
-            hits[hit.id] = hit
-    order = sorted(scores, key=lambda record_id: (-scores[record_id], record_id))
-    return [_scored(hits[record_id], scores[record_id]) for record_id in order]
-
-
-def _scored(hit: Hit, score: float) -> Hit:
-    return replace(hit, score=score)
+def fused(
+    words: Mapping[str, float], near: Mapping[str, float], floor: float, share: float
+) -> dict[str, float]:
+    """Both scores in one, by id: words from 0 to the best one's 1, cosines from the floor to the
+    best one's 1, weighed. Pure."""
+    most = max(words.values(), default=0.0) or 1.0
+    span = max(near.values(), default=floor) - floor
+    joined = {}
+    for name in {**words, **near}:
+        close = near.get(name, floor) - floor
+        part = max(close / span, 0.0) if span > 0 else float(name in near)
+        joined[name] = (1 - share) * words.get(name, 0.0) / most + share * part
+    return joined
 
 
 def _best(hits: list[Hit], limit: int) -> list[Hit]:

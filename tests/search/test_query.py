@@ -10,6 +10,7 @@ import pytest
 from headrace.errors import HeadraceError
 from headrace.search.commands import excerpt
 from headrace.search.query import Filters, Hit, Searcher, fused, moment
+from headrace.search.words import scores, terms, weights
 from tests.search.conftest import Search
 
 POSTS: list[dict[str, Any]] = [
@@ -94,17 +95,52 @@ def test_before_anything_is_there_one_line_says_so(search: Search):
     assert "`headrace run search`" in said.stderr
 
 
-def test_answers_are_fused_by_weight():
-    def hit(name: str, score: float) -> Hit:
-        return Hit(score, name, "reddit", "post", "")
+def test_both_ways_are_weighed():
+    words = {"a": 8.0, "b": 2.0, "c": 0.0}
+    near = {"a": 0.1, "b": 0.8, "c": 0.9, "d": 0.3}
 
-    words = [hit("a", 9.0), hit("b", 3.0), hit("c", 1.0)]
-    meaning = [hit("d", 0.9), hit("b", 0.8), hit("a", 0.1)]
-    assert [h.id for h in fused(words, meaning, 0.0)] == ["a", "b", "c"]
-    assert [h.id for h in fused(words, meaning, 1.0)] == ["d", "b", "a"]
-    both = fused(words, meaning, 0.5)
-    assert [h.id for h in both] == ["b", "a", "d", "c"]
-    assert both[0].score == pytest.approx(0.5 * (2 / 8) + 0.5 * (0.7 / 0.8))
+    def order(share: float) -> list[str]:
+        joined = fused(words, near, 0.3, share)
+        return sorted(joined, key=lambda name: (-joined[name], name))
+
+    assert order(0.0) == ["a", "b", "c", "d"]
+    assert order(1.0) == ["c", "b", "a", "d"]
+    both = fused(words, near, 0.3, 0.5)
+    assert both["b"] == pytest.approx(0.5 * (2 / 8) + 0.5 * (0.5 / 0.6))
+    assert both["a"] == 0.5  # farther than the floor is nothing, not less
+    assert fused({}, {"a": 0.5}, 0.5, 0.5) == {"a": 0.5}
+
+
+def test_a_word_weighs_what_it_weighs_among_all():
+    """`flight` is everywhere at one platform, and rare at the other."""
+    assert terms("The flight, NOT the Flight_2!") == ["flight", "2"]
+    weight = weights({"flight": 5_000, "hotel": 10, "snow": 10}, 10_000)
+    assert weight["hotel"] > 4 * weight["flight"]
+    texts = [("", "flight " * 5), ("", "a hotel in the snow and a flight"), ("", "no word")]
+    told = scores(texts, weight)
+    assert told[1] > told[0] > told[2] == 0.0
+    assert scores([("hotel", "hotel")], weight) > scores([("", "hotel")], weight)
+
+
+def test_platforms_are_weighed_together(search: Search):
+    """Each collection by itself would put its own rare word first."""
+    many = [{"native_id": f"f{n}", "text": f"my flight number {n} was late"} for n in range(30)]
+    both = {"native_id": "b", "text": "my flight was cancelled, and no hotel was free"}
+    _publish(search, "reddit", [*many, both])
+    _publish(
+        search,
+        "youtube",
+        [
+            {"native_id": "1", "text": "a flight of wild geese"},
+            *({"native_id": f"y{n}", "text": "a song"} for n in range(30)),
+        ],
+    )
+    search.world.run("postgres")
+    search.project()
+    with Searcher(search.settings) as searcher:
+        hits = searcher.search("cancelled flight, hotel", "keyword", limit=2)
+    assert hits[0].id == "post:reddit:b"
+    assert hits[1].score < hits[0].score / 2
 
 
 def test_an_excerpt_shows_the_word_and_obeys_no_terminal():
