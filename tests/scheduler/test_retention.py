@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import yaml
+from confluent_kafka import Producer
 
-from headrace.scheduling.scheduler import Scheduler
 from headrace.servers.kafka import SETTINGS
+from headrace.stream import clients
 from headrace.stream.clients import Wanted
 from tests.stages import groups
 from tests.stream.asking import QUICK, outcomes, posted
@@ -21,7 +24,7 @@ FLAGS = {"scheduler.margin": "295 seconds", "scheduler.look_seconds": 0.2} | QUI
 
 
 def test_longer_than_the_defaults_allow(
-    worlds: Any, local_server: Any, monkeypatch: pytest.MonkeyPatch
+    local_server: Any, worlds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = {
         "log.retention.ms": WEEK_MS,
@@ -48,28 +51,23 @@ def test_longer_than_the_defaults_allow(
     world.command("topics", "apply")
     world.apply()  # the tables
 
-    Scheduler(world.settings, world.topology).turn()  # the schedule counts from now
+    running = world.start("run")  # words is always on, shout rests
     other = f"{world.project}.status.other"  # kept as long as the broker does by itself
     world.admin.create([Wanted(other, 1, {})])
     world.post(n=30)
-    world.run("words")
-    for round_ in range(2):
-        at = world.admin.ends([(other, 0)])[other, 0]
-        producer_of(world).produce(other, b"gone soon")
-        producer_of(world).flush(30)
-        wait_for(lambda at=at: world.admin.starts([(other, 0)])[other, 0] > at)  # type: ignore[misc]
-        world.post(ids=[f"{round_}-{n}" for n in range(10)])
-        world.run("words")
-    running = world.start("run")
+    producer = Producer(clients.producer_conf(world.settings))
+    producer.produce(other, b"gone soon")
+    assert producer.flush(60) == 0
+    wait_for(lambda: world.admin.starts([(other, 0)])[other, 0] == 1, message="nothing expires")
+    world.post(ids=[f"b{n}" for n in range(10)])
+    everything = posted(*range(30), *(f"b{n}" for n in range(10)))
     wait_for(
-        lambda: world.sql("SELECT id FROM windows WHERE state = 'done' AND waiting > 0"),
+        lambda: outcomes(world, "shout") == everything,
+        timeout=120,
         message=lambda: world.log_of(running),
     )
-    names = [*range(30), *(f"{r}-{n}" for r in range(2) for n in range(10))]
-    assert outcomes(world, "shout") == posted(*names)
     assert "DATA_LOSS" not in world.log_of(running)
-
-
-def producer_of(world: World) -> Any:
-    world.flush()
-    return world._producer
+    opened = world.sql("SELECT opened_at FROM windows ORDER BY opened_at")
+    first = world.sql("SELECT since FROM schedules")
+    rests = [b[0] - a[0] for a, b in pairwise([*first, *opened])]
+    assert rests and min(rests) >= timedelta(seconds=5), "longer than the broker's week each time"

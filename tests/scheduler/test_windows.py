@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,14 @@ def test_kills_in_the_middle_of_a_window(worlds: Any, hold: Path) -> None:
     world.post(n=100)
     running = world.start("run")
     wait_for((hold / "reached").exists)
-    worker = int(re.findall(r"started worker=words pid=(\d+)", world.log_of(running))[-1])
-    os.kill(worker, signal.SIGKILL)
-    (hold / "reached").unlink()
-    wait_for((hold / "reached").exists)  # by its successor
-    worker = int(re.findall(r"started worker=words pid=(\d+)", world.log_of(running))[-1])
+    pids = lambda: re.findall(r"started worker=words pid=(\d+)", world.log_of(running))  # noqa: E731
+    os.kill(int(pids()[0]), signal.SIGKILL)
+    wait_for(lambda: len(pids()) == 2, message="its successor")
     running.kill()
     running.wait()
-    os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: state(worker) is None)
+    with suppress(ProcessLookupError):
+        os.kill(int(pids()[1]), signal.SIGKILL)
+    wait_for(lambda: state(int(pids()[1])) is None)
     (hold / "hold").unlink()
     again = world.start("run")
     wait_for(lambda: states(world) == ["done"], message=lambda: world.log_of(again))
