@@ -156,12 +156,12 @@ def test_no_byte_is_left(
     work(workers, search)
     assert set(tables_with(world, MARK)) <= {"dead_letters", "forget_orders", "dim_author"}
 
-    told = world.command("forget", "--resume")
+    told = world.command("forget", "--resume", "--wait", "120")
     assert "is done: " in told.stdout
     # Others' work goes on between, in the same files.
     world.post("reddit", ids=["p40"], texts=["this is new"], author="bob")
     work(workers, search)
-    told = world.command("forget", "--purge", "--json", check=False)
+    told = world.command("forget", "--purge", "--wait", "120", "--json", check=False)
     assert told.returncode == 0, told.stdout + told.stderr
     assert [one["state"] for one in json.loads(told.stdout)] == ["purged"]
 
@@ -238,9 +238,13 @@ def test_killed_it_goes_on_and_keeps_what_others_have_yet_to_read(
     assert world.sql(out) == [(4_000,)]
     quick.catch_up()
 
-    told = world.command("forget", "--resume", "--wait", "1", "--json", check=False)
-    (order,) = json.loads(told.stdout)
-    assert told.returncode == 3 and order["state"] == "open"
+    def purged() -> Any:
+        told = world.command("forget", "--resume", "--wait", "1", "--json", check=False)
+        (order,) = json.loads(told.stdout)
+        assert told.returncode == 3 and order["state"] == "open"
+        return order if not any("cleaner" in wait for wait in order["waits"]) else None
+
+    order = wait_for(purged, timeout=120)
     assert any(wait.startswith("later has ") for wait in order["waits"]), order["waits"]
     assert "enriched.words is kept for later, which has yet to read it" in order["waits"]
     words = world.topology.topic("enriched.words").name
@@ -250,7 +254,7 @@ def test_killed_it_goes_on_and_keeps_what_others_have_yet_to_read(
 
     night.catch_up()
     quick.catch_up()
-    told = world.command("forget", "--resume", check=False)
+    told = world.command("forget", "--resume", "--wait", "120", check=False)
     assert told.returncode == 0, told.stdout + told.stderr
     assert topics_with(world, MARK) == []
     assert tables_with(world, MARK) == []
