@@ -76,6 +76,24 @@ def load(settings: Settings) -> dict[str, Platform]:
     return {path.stem: _read(path) for path in _files(settings)}
 
 
+class Watched:
+    """Every platform by name, for whoever asks again and again: read anew when a file changed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seen: list[tuple[Path, int, int]] = []
+        self._platforms: dict[str, Platform] = {}
+
+    def load(self) -> dict[str, Platform]:
+        """As `load`."""
+        stats = [(path, path.stat()) for path in _files(self._settings)]
+        seen = [(path, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
+        if seen != self._seen:
+            self._platforms = load(self._settings)
+            self._seen = seen
+        return self._platforms
+
+
 def get(settings: Settings, name: str) -> Platform:
     """One platform. Raises HeadraceError naming the known ones."""
     for path in _files(settings):

@@ -58,6 +58,7 @@ class Attendance:
         self._topology = topology
         self._groups = tuple(groups)
         self._jobs = tuple(jobs)
+        self._files = platforms.Watched(settings)
         self._connection: psycopg.Connection | None = None
         self._admin: Admin | None = None
 
@@ -83,7 +84,7 @@ class Attendance:
             )
         connection = self._connection
         admin = self._admin = self._admin or clients.admin(self._settings)
-        files = platforms.load(self._settings)
+        files = self._files.load()
         left = positions.settle(connection, admin, self._topology)
         unfinished = windows.unfinished(connection)
         found: dict[str, Duty] = {}
@@ -94,9 +95,12 @@ class Attendance:
             topics = units.reads(*of, frozenset(window.platform for window in opened))
             always = units.reads(*of, frozenset())
             waiting = positions.standing(admin, group.name, (*always, group.redo)).waiting
+            # A window stays open while fast mode leaves its topics out; nobody can work in it.
+            read = {topic.platform for topic in topics}
             found[group.short] = Duty(
                 (*topics, group.redo) if topics or waiting else (),
-                sum(left.get(window.id, 1) for window in opened) + waiting,
+                sum(left.get(window.id, 1) for window in opened if window.platform in read)
+                + waiting,
                 len(mine) - len(opened),
             )
         for job in self._jobs:

@@ -69,6 +69,7 @@ class Scheduler:
         self._settings = settings
         self._topology = topology or topologies.load(settings)
         self._clock = clock
+        self._files = platforms.Watched(settings)
         self._connection: psycopg.Connection | None = None
         self._admin: Admin | None = None
         self._leads = False
@@ -103,8 +104,7 @@ class Scheduler:
         if connection is None:
             return False
         admin = self._admin = self._admin or clients.admin(self._settings)
-        files = platforms.load(self._settings)
-        everything = units(self._settings, self._topology, files)
+        everything = units(self._settings, self._topology, self._files.load())
         now = self._clock()
         # Held by a mode is not gone: it goes on when the mode allows it. Disabled is.
         counted = {unit.key: unit.when.text for unit in everything if unit.held != DISABLED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -46,6 +47,8 @@ def test_longer_than_the_defaults_allow(
     refused = world.command("topics", "apply", check=False)
     assert refused.returncode == 2
     assert "enriched.words: retention 299 seconds is shorter than the 5 minutes" in refused.stderr
+    told = json.loads(world.command("doctor", "--json", check=False).stdout)
+    assert [f["check"] for f in told["findings"] if "299 seconds" in f["what"]] == ["retention"]
     content["topics"]["enriched.words"]["retention"] = "5 minutes"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     world.command("topics", "apply")

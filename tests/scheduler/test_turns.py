@@ -168,4 +168,12 @@ def test_a_window_is_as_long_as_what_waited(worlds: Any) -> None:
     catch_up(world, "words")
     made.turn()
     assert rows(world, "words")[-1][2] == rows(world, "shout")[-1][2] == "done"
+    off = "processing: {batch_processing: {words: {enabled: false}}}\n"
+    (world.home / "config" / "platforms" / "reddit.yaml").write_text(off)
+    with postgres.connect(world.settings, autocommit=True) as connection:
+        windows.ask(connection, [("words", "reddit")], "test", clock.now + HOUR)
+    made.turn()
+    assert world.sql("SELECT state, reason FROM windows ORDER BY id DESC LIMIT 1") == [
+        ("skipped", "test (disabled)")
+    ]
     made.close()
