@@ -108,6 +108,11 @@ def _headrace(on: Rig, data: Path, expected: Expected) -> dict[str, float]:
         return _watched(settings, [groups, publish], _stands(settings, expected))
 
 
+def _stages(settings: Settings) -> list[topology.Group]:
+    """Those of mode fast, which both sides run."""
+    return [group for group in topology.load(settings).mode("fast") if group.kind == "stage"]
+
+
 Found = Mapping[str, bool]
 Look = Callable[[psycopg.Connection[Any]], Found]
 
@@ -116,8 +121,7 @@ def _stands(settings: Settings, expected: Expected) -> Look:
     """What of our tables stands. Counting costs more than the store's own work, so the store's
     offsets are looked at first: who has read fewer outcomes than there are records is not done."""
     published, records = expected.revisions.total(), len(expected.revisions)
-    stages = topology.load(settings).stages()
-    topics = {group.short: group.writes.name for group in stages if group.writes}
+    topics = {group.short: group.outputs[0].name for group in _stages(settings)}
     done: set[str] = set()
 
     def look(connection: psycopg.Connection[Any]) -> Found:
@@ -165,7 +169,7 @@ def all_or_nothing(settings: Settings, data: Path) -> None:
         for item in newest.values()
     ]
     outcomes: dict[str, list[Outcome]] = {}
-    for group in topology.load(settings).stages():
+    for group in _stages(settings):
         process = import_module(group.module).build(Context(settings, group.short))
         size = group.batch.records
         outcomes[group.short] = [

@@ -28,9 +28,10 @@ from headrace.config import Settings
 from headrace.stores import postgres
 from headrace.stream import clients, schemas, topology
 from producers.formats import open_rows
+from producers.inputs import mappings_of, read_options
 from producers.mapping import Mapped, map_rows
 from producers.rejects import read_rejects
-from producers.transfer import Order, mappings_of, read_options
+from producers.transfer import Order
 
 FOLDERS = ("reddit", "comments", "social")
 PLATFORMS = {  # the first pattern that fits a file's place in DATA

@@ -122,6 +122,7 @@ class Scheduler(Section):
 
 class Publishing(Section):
     workers: Positive = 2  # files at once
+    ahead_bytes: Positive = 8 * 2**20  # a file as large, if alone, is read by a second process
     transaction_records: Positive = 5_000
     transaction_bytes: Positive = 8 * 2**20
     max_message_bytes: Positive = 1_000_000

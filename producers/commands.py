@@ -152,8 +152,8 @@ def _check(
     from headrace.stream import schemas
     from producers.check import check
     from producers.formats import open_rows
+    from producers.inputs import mappings_of, read_options
     from producers.mapping import map_rows
-    from producers.transfer import mappings_of, read_options
 
     mappings = mappings_of(settings, platform)
     options = read_options(settings, options, mappings)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as MappingType
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import orjson
 
+from headrace import platforms
+from headrace.config import Settings
 from headrace.errors import HeadraceError
+from headrace.stream import schemas
 from producers.formats import ReadOptions, open_rows
 from producers.mapping import (
     FileName,
@@ -23,6 +28,7 @@ from producers.mapping import (
     Rejected,
     RowRejected,
     Validator,
+    load_mappings,
     map_rows,
 )
 from producers.rejects import Reject, read_rejects
@@ -185,3 +191,53 @@ def is_named_in_records(mapping: Mapping) -> bool:
 def folder_and_name(path: str) -> str:
     file = Path(path)
     return f"{file.parent.name}/{file.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a person said about how files are to be read."""
+
+    platform: str | None = None
+    mapping: str | None = None
+    rejects: bool = False  # they are rejects files
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+
+class Files:
+    """Opens files as they were told to be read."""
+
+    def __init__(self, settings: Settings, told: Told) -> None:
+        self._told = told
+        self._validator = schemas.validator(settings, "raw_post.v1")
+        self._mappings = mappings_of(settings, told.platform)
+        self._options = read_options(settings, told.options, self._mappings)
+
+    def open(self, path: str) -> Input:
+        """Raises HeadraceError for what cannot be read or fits no mapping."""
+        if self._told.rejects:
+            return Retried(path, self._mappings, self._validator)
+        return Table.open(path, self._options, self._mappings, self._told.mapping, self._validator)
+
+
+def mappings_of(settings: Settings, platform: str | None) -> dict[str, Mappings]:
+    """One platform's mappings, or all platforms' to choose from."""
+    if platform is None:
+        return load_mappings(settings.path("platforms"))
+    return {platform: Mappings.load(platforms.get(settings, platform).path)}
+
+
+def read_options(
+    settings: Settings, told: ReadOptions, mappings: dict[str, Mappings]
+) -> ReadOptions:
+    """What a person set, and what the settings and the mappings know."""
+    return replace(
+        told,
+        known_columns=frozenset().union(*(platform.columns for platform in mappings.values())),
+        max_expansion=settings.publishing.max_expansion,
+        max_expansion_free_bytes=settings.publishing.max_expansion_free_bytes,
+    )
+
+
+def hurry() -> None:
+    """For a process that maps: rows are many small objects without a circle among them."""
+    gc.set_threshold(100_000, 50, 50)

@@ -57,11 +57,12 @@ class Publish:
         Raises HeadraceError where nothing can be published at all.
         """
         topics.ensure(self._settings)
-        self._transfer = transfer = hire(self._settings, self._order)
+        size = self._crew_size()
+        alone = size == 1 < self._settings.publishing.workers
+        self._transfer = transfer = hire(self._settings, self._order, alone=alone)
         try:
             self._write()
             self._display.started(self._order.run, len(self.receipt.files))
-            size = self._crew_size()
             if size > 1:
                 self._by_crew(size)
             else:

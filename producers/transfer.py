@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,17 +14,17 @@ from typing import Any
 
 import orjson
 
-from headrace import platforms
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.log import get
 from headrace.stream import schemas, topology
 from headrace.stream.wire import CE_ID, CE_SOURCE, CE_SPEC, CE_TYPE, source_of
 from producers import receipts
+from producers.ahead import Ahead, is_worth_it
 from producers.communities import Communities
 from producers.formats import ReadOptions
-from producers.inputs import Input, Retried, Table, folder_and_name, is_named_in_records
-from producers.mapping import FileName, Mapped, Mapping, Mappings, Rejected, load_mappings
+from producers.inputs import Files, Input, Told, folder_and_name, hurry, is_named_in_records
+from producers.mapping import FileName, Mapped, Mapping, Rejected
 from producers.pacing import paced
 from producers.receipts import FileEntry, Ledger, Note, Offsets
 from producers.rejects import Reject, RejectsWriter
@@ -58,6 +57,11 @@ class Order:
     with_posts: bool = False  # the posts of communities too
     rejects: bool = False  # the files are rejects files
     options: ReadOptions = field(default_factory=ReadOptions)
+
+    @property
+    def told(self) -> Told:
+        """What decides how the files are read."""
+        return Told(self.platform, self.mapping, self.rejects, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +130,21 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else many}"
 
 
-def hire(settings: Settings, order: Order) -> Transfer:
+def hire(settings: Settings, order: Order, *, alone: bool = False) -> Transfer:
     """What works on jobs in one process."""
-    gc.set_threshold(100_000, 50, 50)  # rows are many small objects without a circle among them
-    return Transfer(settings, order)
+    hurry()
+    return Transfer(settings, order, alone=alone)
 
 
 class Transfer:
-    def __init__(self, settings: Settings, order: Order) -> None:
+    def __init__(self, settings: Settings, order: Order, *, alone: bool = False) -> None:
+        """`alone`: no other transfer works beside this one, so a second process is free."""
         self.settings = settings
         self.order = order
         self.topology = topology.load(settings)
         self.ledger = Ledger(settings, self.topology.topic(receipts.TOPIC).name)
-        self._validator = schemas.validator(settings, "raw_post.v1")
-        self.mappings = mappings_of(settings, order.platform)
-        self.options = read_options(settings, order.options, self.mappings)
+        self.files = Files(settings, order.told)
+        self.alone = alone
         self._looked = False
 
     def __call__(self, job: Job, report: Report, stopping: Stopping) -> Outcome:
@@ -171,17 +175,12 @@ class Transfer:
         outcome.seconds = time.monotonic() - began
         return outcome
 
-    def open(self, path: str) -> Input:
-        if self.order.rejects:
-            return Retried(path, self.mappings, self._validator)
-        return Table.open(path, self.options, self.mappings, self.order.mapping, self._validator)
-
     def close(self) -> None:
         self.ledger.close()
 
     def _publish(self, job: Job, outcome: Outcome, report: Report, stopping: Stopping) -> None:
         entry = outcome.entry
-        first = self.open(job.paths[0])
+        first = self.files.open(job.paths[0])
         try:
             way = self._way(job, first, outcome)
             progress = receipts.progress_id(job.fingerprint, *way)
@@ -233,7 +232,7 @@ class Transfer:
         if opened is not None:
             outcome.detected = opened.detected
             return opened.mapping
-        with closing(self.open(path)) as input_:
+        with closing(self.files.open(path)) as input_:
             if input_.detected not in outcome.detected.split(" / "):
                 outcome.detected += f" / {input_.detected}"
             return input_.mapping
@@ -367,8 +366,17 @@ class _Passage:
         return RejectsWriter(settings.under(settings.publishing.rejects_dir) / known)
 
     def _input(self, path: str) -> Input:
+        """The file, read by a process of its own where that pays.
+
+        Communities are counted from records, which would stay in that process; where a reject was
+        first read, nobody but its reader knows.
+        """
         first, self._first = self._first, None
-        return first or self._transfer.open(path)
+        input_ = first or self._transfer.files.open(path)
+        plain = self._communities is None and not self._order.rejects
+        if self._transfer.alone and plain and is_worth_it(self._settings, path):
+            return Ahead(input_, path, self._settings, self._order.told)
+        return input_
 
     def _follow(self, place: int, input_: Input) -> None:
         """Let the reports say how much of all files has been read."""
@@ -501,25 +509,6 @@ class _Passage:
         entry.communities = self._sent - begun.communities
         entry.rejects_file = rejects_file
         self._report(Advanced(entry, self._fraction(), self._sender.starts, self._sender.ends))
-
-
-def mappings_of(settings: Settings, platform: str | None) -> dict[str, Mappings]:
-    """One platform's mappings, or all platforms' to choose from."""
-    if platform is None:
-        return load_mappings(settings.path("platforms"))
-    return {platform: Mappings.load(platforms.get(settings, platform).path)}
-
-
-def read_options(
-    settings: Settings, told: ReadOptions, mappings: dict[str, Mappings]
-) -> ReadOptions:
-    """What a person set, and what the settings and the mappings know."""
-    return replace(
-        told,
-        known_columns=frozenset().union(*(platform.columns for platform in mappings.values())),
-        max_expansion=settings.publishing.max_expansion,
-        max_expansion_free_bytes=settings.publishing.max_expansion_free_bytes,
-    )
 
 
 def _is_at_end(items: Iterator[Mapped | Rejected]) -> bool:

@@ -38,7 +38,7 @@ def main(bootstrap: str, source: str, target: str, count: int, datadir: str) -> 
                 await app.producer.flush()
                 os._exit(0)
 
-    sys.argv = ["faust", "worker", "--loglevel", "warning", "--without-web"]
+    sys.argv = ["faust", "worker", "--loglevel", "warn", "--without-web"]
     app.main()
 
 

@@ -184,7 +184,7 @@ def consumer_conf(settings: Settings, group: str, **over: Any) -> dict[str, Any]
         "max.poll.interval.ms": kafka.max_poll_interval_ms,
         "fetch.wait.max.ms": 100,
         "fetch.queue.backoff.ms": 20,
-        "queued.max.messages.kbytes": 32_768,
+        "queued.max.messages.kbytes": 8_192,
     }
     conf = conf | dict(kafka.client) | over
     if conf["group.protocol"] == "classic":

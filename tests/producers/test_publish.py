@@ -184,6 +184,26 @@ def test_damaged_files_keep_what_came_before_and_stop_nobody(world: World) -> No
     assert ids(world) == expected(range(rows)) + expected(range(10), "f")
 
 
+def test_a_second_process_that_reads_changes_nothing(world: World) -> None:
+    world.apply()
+    posts = [row(n, title="" if n % 10 == 3 else "T", score="many") for n in range(2_000)]
+    lines = [*map(orjson.dumps, posts[:1_000]), b"{broken", *map(orjson.dumps, posts[1_000:])]
+    for whole, status in ((True, 0), (False, 1)):
+        told = []
+        for number, ahead_bytes in enumerate(("1000000000", "1")):
+            path = world.home / str(number) / "posts.jsonl.gz"
+            path.parent.mkdir(exist_ok=True)
+            data = gzip.compress(b"\n".join(lines), mtime=number)  # so it is another file
+            path.write_bytes(data if whole else data[: len(data) * 3 // 4])
+            env = {"HEADRACE_PUBLISHING__AHEAD_BYTES": ahead_bytes}
+            (file,) = publish(world, path, status=status, env=env)["files"]
+            for name in ("path", "fingerprint", "rejects_file", "seconds"):
+                del file[name]
+            told.append(file | {"message": str(file.get("message")).replace(str(path), "")})
+        assert told[0] == told[1]
+        assert told[0]["rejected"] > 100 < told[0]["published"]
+
+
 def test_mistakes_of_the_caller_are_one_line_and_status_2(world: World) -> None:
     jsonl(world.home / "a.jsonl", [row(1)])
     for arguments, words in (

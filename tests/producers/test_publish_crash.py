@@ -36,9 +36,12 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait(30)
 
 
-@pytest.mark.parametrize("files", [1, 3])
-def test_killed_again_and_again_nothing_is_missing_or_doubled(world: World, files: int) -> None:
-    """One file is published in the process itself, several by workers."""
+@pytest.mark.parametrize(("files", "ahead_bytes"), [(1, "1"), (1, "100000000"), (3, "1")])
+def test_killed_again_and_again_nothing_is_missing_or_doubled(
+    world: World, files: int, ahead_bytes: str
+) -> None:
+    """One file is published in the process itself, a large one read by a second, several by
+    workers."""
     world.apply()
     rows, paths = 30_000 // files, []
     wanted = expected([])
@@ -50,7 +53,9 @@ def test_killed_again_and_again_nothing_is_missing_or_doubled(world: World, file
     runs = []
     for _ in range(4):
         before = written(world)
-        process = world.start("publish", *paths, **SMALL)
+        process = world.start(
+            "publish", *paths, **SMALL, HEADRACE_PUBLISHING__AHEAD_BYTES=ahead_bytes
+        )
         wait_for(
             lambda before=before, process=process: (
                 written(world) > before + 300 or process.poll() is not None
