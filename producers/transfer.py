@@ -25,7 +25,15 @@ from producers import receipts
 from producers.communities import Communities
 from producers.formats import ReadOptions
 from producers.inputs import Input, Retried, Table, folder_and_name, is_named_in_records
-from producers.mapping import FileName, Mapped, Mapping, Mappings, Rejected, load_mappings
+from producers.mapping import (
+    FileName,
+    Mapped,
+    Mapping,
+    Mappings,
+    Rejected,
+    load_mappings,
+    named,
+)
 from producers.pacing import paced
 from producers.receipts import FileEntry, Ledger, Note, Offsets
 from producers.rejects import Reject, RejectsWriter
@@ -139,7 +147,7 @@ class Transfer:
         self.topology = topology.load(settings)
         self.ledger = Ledger(settings, self.topology.topic(receipts.TOPIC).name)
         self._validator = schemas.validator(settings, "raw_post.v1")
-        self.mappings = mappings_of(settings, order.platform)
+        self.mappings = mappings_of(settings, order.platform, order.mapping)
         self.options = read_options(settings, order.options, self.mappings)
         self._looked = False
 
@@ -503,11 +511,18 @@ class _Passage:
         self._report(Advanced(entry, self._fraction(), self._sender.starts, self._sender.ends))
 
 
-def mappings_of(settings: Settings, platform: str | None) -> dict[str, Mappings]:
-    """One platform's mappings, or all platforms' to choose from."""
+def mappings_of(
+    settings: Settings, platform: str | None, mapping: str | None = None
+) -> dict[str, Mappings]:
+    """One platform's mappings, or all platforms' to choose from. Raises HeadraceError where `mapping`
+    names none of them."""
     if platform is None:
-        return load_mappings(settings.path("platforms"))
-    return {platform: Mappings.load(platforms.get(settings, platform).path)}
+        found = load_mappings(settings.path("platforms"))
+    else:
+        found = {platform: Mappings.load(platforms.get(settings, platform).path)}
+    if mapping is not None:
+        named(found, mapping)
+    return found
 
 
 def read_options(
