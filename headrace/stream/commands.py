@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from headrace import log, platforms
 from headrace.config import Mode, Settings
 from headrace.errors import HeadraceError
 from headrace.stores import weaviate
+from headrace.stream import signals, topics
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
@@ -65,7 +67,8 @@ def run(
         return Exit.DONE
     _prepare(settings, chosen, tables=bool(projectors))
     read = {group.short: subscription(settings, topology, group) for group in chosen}
-    for line in _left_out(settings, topology, chosen):
+    out = _left_out(settings, topology, chosen, named=bool(groups))
+    for *_, line in out:
         click.echo(line)
     report = Supervisor(
         settings,
@@ -83,7 +86,7 @@ def run(
     for name, reason in report.waiting.items():
         click.echo(f"waiting: {name}: {reason}")
     if until_caught_up and report.code == Exit.DONE:
-        click.echo(f"caught up in {report.seconds:.1f} s")
+        click.echo(f"caught up in {report.seconds:.1f} s{_but_for(out)}")
     return report.code
 
 
@@ -114,6 +117,8 @@ def worker(
     if supervisor is not None:
         parent, _, pipe = supervisor.partition(":")
         _die_with(int(parent))
+        # Whoever asks us to end knows that we drain, and what a second signal does.
+        logging.getLogger(signals.__name__).setLevel(logging.WARNING)
         report = reporter(int(pipe))
     settings = _in_mode(load(), mode)
     topology = topologies.load(settings)
@@ -123,20 +128,20 @@ def worker(
     found = topology.group(group)
     log.setup(settings, group=found.short)
     if supervisor is None:
-        _prepare(settings, [found])
+        topics.ensure(settings)  # a store sees to its tables by itself, as soon as it can
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
-    topics = subscription(settings, topology, found)
+    read = subscription(settings, topology, found)
     found = replace(found, batch=topology.batch(found, settings, platforms.load(settings)))
     os.nice(found.nice)
     code = workers.run(
         settings,
         topology,
         found,
-        topics,
+        read,
         slot=slot,
         report=report,
-        finished=_finished(found, topics) if until_caught_up else lambda admin: False,
+        finished=_finished(found, read) if until_caught_up else lambda admin: False,
     )
     _leave(code)
 
@@ -216,8 +221,6 @@ def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[
 
 def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = False) -> None:
     """Topics and tables, where they are missing."""
-    from headrace.stream import topics
-
     if groups:
         topics.ensure(settings)
     if tables or any(group.kind == "store" for group in groups):
@@ -233,24 +236,34 @@ def _in_mode(settings: Settings, mode: Mode | None) -> Settings:
     return settings.model_copy(update={"processing": processing})
 
 
-def _left_out(settings: Settings, topology: Topology, groups: Sequence[Group]) -> list[str]:
-    """Lines on what waits by somebody's choice."""
+def _left_out(
+    settings: Settings, topology: Topology, groups: Sequence[Group], *, named: bool
+) -> list[tuple[str, str, str]]:
+    """What waits by somebody's choice: state, group and a line on it. Where groups were named, the
+    others are nobody's concern."""
     files = platforms.load(settings)
-    lines = []
-    for group in groups:
-        for topic, state in topology.left_out(group, settings, files).items():
-            lines.append(f"{state}: {group.short} leaves {topic} for later")
+    found = [
+        (state, group.short, f"{state}: {group.short} leaves {topic} for later")
+        for group in groups
+        for topic, state in topology.left_out(group, settings, files).items()
+    ]
     chosen = {group.short for group in groups}
-    return lines + [
-        f"SCHEDULED: {group.short} runs {group.when.text}"
-        for group in topology.mode(settings.processing.mode)
+    return found + [
+        ("SCHEDULED", group.short, f"SCHEDULED: {group.short} runs {group.when.text}")
+        for group in (() if named else topology.mode(settings.processing.mode))
         if not group.when.always and group.short not in chosen
     ]
 
 
-def _finished(group: Group, topics: Sequence[Topic]) -> Callable[[Admin], bool]:
+def _but_for(left_out: Sequence[tuple[str, str, str]]) -> str:
+    """The end of the last line: which groups are done only as far as they may be."""
+    groups = dict.fromkeys(f"{group} ({state})" for state, group, _ in left_out)
+    return f", but for: {', '.join(groups)}" if groups else ""
+
+
+def _finished(group: Group, own: Sequence[Topic]) -> Callable[[Admin], bool]:
     empty = 0
-    read: Mapping[str, Sequence[Topic]] = {group.short: topics}
+    read: Mapping[str, Sequence[Topic]] = {group.short: own}
 
     def finished(admin: Admin) -> bool:
         nonlocal empty
