@@ -388,7 +388,7 @@ def _peek(rows: Rows) -> tuple[Iterator[Row | BadRow], list[Row | BadRow]]:
 
 
 def named(platforms: dict[str, Mappings], name: str) -> list[Mapping]:
-    """The mappings of that name, one a platform at most; raises HeadraceError where there is none."""
+    """The mappings of that name, one a platform at most. Raises HeadraceError if there is none."""
     found = [m.mappings[name] for m in platforms.values() if name in m.mappings]
     if not found:
         known = "; ".join(f"{p}: {', '.join(m.mappings)}" for p, m in platforms.items())

@@ -514,8 +514,8 @@ class _Passage:
 def mappings_of(
     settings: Settings, platform: str | None, mapping: str | None = None
 ) -> dict[str, Mappings]:
-    """One platform's mappings, or all platforms' to choose from. Raises HeadraceError where `mapping`
-    names none of them."""
+    """One platform's mappings, or all platforms' to choose from. Raises HeadraceError where
+    `mapping` names none of them."""
     if platform is None:
         found = load_mappings(settings.path("platforms"))
     else:

@@ -139,8 +139,8 @@ class Reader:
         owner = self._topology.group_of(topic)
         if owner is None or topic != owner.dlt:
             raise HeadraceError(
-                f"{self._group.short} reads {topic.short}, which no stage writes: take it out of its"
-                " `reads` in topics.yaml"
+                f"{self._group.short} reads {topic.short}, which no stage writes: take it out of"
+                " its `reads` in topics.yaml"
             )
         return self._letter(owner.short)
 

@@ -242,7 +242,7 @@ def _left_out(
     """What waits by somebody's choice: state, group and a line on it. Where groups were named, the
     others are nobody's concern."""
     files = platforms.load(settings)
-    found = [
+    found: list[tuple[str, str, str]] = [
         (state, group.short, f"{state}: {group.short} leaves {topic} for later")
         for group in groups
         for topic, state in topology.left_out(group, settings, files).items()

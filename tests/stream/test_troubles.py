@@ -13,11 +13,11 @@ from headrace.stream.clients import Troubles
 def test_an_outage_is_said_at_once_and_then_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    now = 1000.0
-    troubles = Troubles(lambda: now)
+    moments = iter((1000.0, 1001.0, 1059.0, 1060.0, 1100.0, 1100.0))
+    troubles = Troubles(lambda: next(moments))
     down = KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
     with caplog.at_level(logging.WARNING):
-        for now in (1000.0, 1001.0, 1059.0, 1060.0, 1100.0):
+        for _ in range(5):
             troubles(down)
         troubles(KafkaError(KafkaError._TRANSPORT, "everyday"))
         troubles(KafkaError(KafkaError._AUTHENTICATION, "wrong password"))
