@@ -18,7 +18,7 @@ from headrace import log, platforms
 from headrace.config import Mode, Settings
 from headrace.errors import HeadraceError
 from headrace.stores import weaviate
-from headrace.stream import signals, topics
+from headrace.stream import signals
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
@@ -65,10 +65,11 @@ def run(
     if not chosen and not projectors:
         click.echo(f"mode {settings.processing.mode} runs no group")
         return Exit.DONE
-    _prepare(settings, chosen, tables=bool(projectors))
+    stores = any(group.kind == "store" for group in chosen)
+    _prepare(settings, chosen, tables=stores or bool(projectors))
     read = {group.short: subscription(settings, topology, group) for group in chosen}
-    out = _left_out(settings, topology, chosen, named=bool(groups))
-    for *_, line in out:
+    left_out = _left_out(settings, topology, chosen, bool(groups))
+    for line in left_out:
         click.echo(line)
     report = Supervisor(
         settings,
@@ -86,7 +87,7 @@ def run(
     for name, reason in report.waiting.items():
         click.echo(f"waiting: {name}: {reason}")
     if until_caught_up and report.code == Exit.DONE:
-        click.echo(f"caught up in {report.seconds:.1f} s{_but_for(out)}")
+        click.echo(f"caught up in {report.seconds:.1f} s{_but_for(left_out)}")
     return report.code
 
 
@@ -128,20 +129,20 @@ def worker(
     found = topology.group(group)
     log.setup(settings, group=found.short)
     if supervisor is None:
-        topics.ensure(settings)  # a store sees to its tables by itself, as soon as it can
+        _prepare(settings, [found])
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
-    read = subscription(settings, topology, found)
+    topics = subscription(settings, topology, found)
     found = replace(found, batch=topology.batch(found, settings, platforms.load(settings)))
     os.nice(found.nice)
     code = workers.run(
         settings,
         topology,
         found,
-        read,
+        topics,
         slot=slot,
         report=report,
-        finished=_finished(found, read) if until_caught_up else lambda admin: False,
+        finished=_finished(found, topics) if until_caught_up else lambda admin: False,
     )
     _leave(code)
 
@@ -220,10 +221,13 @@ def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[
 
 
 def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = False) -> None:
-    """Topics and tables, where they are missing."""
+    """Topics, and tables if so asked, where they are missing. A store's worker sees to its tables
+    by itself, as soon as it can."""
+    from headrace.stream import topics
+
     if groups:
         topics.ensure(settings)
-    if tables or any(group.kind == "store" for group in groups):
+    if tables:
         from headrace.stores import migrate
 
         migrate.upgrade(settings)
@@ -237,33 +241,33 @@ def _in_mode(settings: Settings, mode: Mode | None) -> Settings:
 
 
 def _left_out(
-    settings: Settings, topology: Topology, groups: Sequence[Group], *, named: bool
-) -> list[tuple[str, str, str]]:
-    """What waits by somebody's choice: state, group and a line on it. Where groups were named, the
-    others are nobody's concern."""
+    settings: Settings, topology: Topology, groups: Sequence[Group], named: bool
+) -> list[str]:
+    """Lines on what waits by somebody's choice. Where groups were named, the others are not asked
+    for."""
     files = platforms.load(settings)
-    found: list[tuple[str, str, str]] = [
-        (state, group.short, f"{state}: {group.short} leaves {topic} for later")
-        for group in groups
-        for topic, state in topology.left_out(group, settings, files).items()
-    ]
+    lines = []
+    for group in groups:
+        for topic, state in topology.left_out(group, settings, files).items():
+            lines.append(f"{state}: {group.short} leaves {topic} for later")
     chosen = {group.short for group in groups}
-    return found + [
-        ("SCHEDULED", group.short, f"SCHEDULED: {group.short} runs {group.when.text}")
+    return lines + [
+        f"SCHEDULED: {group.short} runs {group.when.text}"
         for group in (() if named else topology.mode(settings.processing.mode))
         if not group.when.always and group.short not in chosen
     ]
 
 
-def _but_for(left_out: Sequence[tuple[str, str, str]]) -> str:
+def _but_for(left_out: Sequence[str]) -> str:
     """The end of the last line: which groups are done only as far as they may be."""
-    groups = dict.fromkeys(f"{group} ({state})" for state, group, _ in left_out)
+    found = [line.replace(":", "").split()[:2] for line in left_out]
+    groups = dict.fromkeys(f"{group} ({state})" for state, group in found)
     return f", but for: {', '.join(groups)}" if groups else ""
 
 
-def _finished(group: Group, own: Sequence[Topic]) -> Callable[[Admin], bool]:
+def _finished(group: Group, topics: Sequence[Topic]) -> Callable[[Admin], bool]:
     empty = 0
-    read: Mapping[str, Sequence[Topic]] = {group.short: own}
+    read: Mapping[str, Sequence[Topic]] = {group.short: topics}
 
     def finished(admin: Admin) -> bool:
         nonlocal empty
