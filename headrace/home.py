@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def cache_dir() -> Path:
 def data_dir() -> Path:
     """Data, ports and logs of the local servers; HEADRACE_DATA_DIR overrides."""
     return _folder("HEADRACE_DATA_DIR", platformdirs.user_data_path("headrace"))
+
+
+def data_id() -> str:
+    """A short name of the data folder, the same in each process that uses it."""
+    return hashlib.blake2b(os.fsencode(data_dir()), digest_size=4).hexdigest()
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -155,7 +155,7 @@ def _check(
     from producers.inputs import mappings_of, read_options
     from producers.mapping import map_rows
 
-    mappings = mappings_of(settings, platform)
+    mappings = mappings_of(settings, platform, mapping)
     options = read_options(settings, options, mappings)
     validator = schemas.validator(settings, "raw_post.v1")
     reports = []

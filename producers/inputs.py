@@ -30,6 +30,7 @@ from producers.mapping import (
     Validator,
     load_mappings,
     map_rows,
+    named,
 )
 from producers.rejects import Reject, read_rejects
 
@@ -209,7 +210,7 @@ class Files:
     def __init__(self, settings: Settings, told: Told) -> None:
         self._told = told
         self._validator = schemas.validator(settings, "raw_post.v1")
-        self._mappings = mappings_of(settings, told.platform)
+        self._mappings = mappings_of(settings, told.platform, told.mapping)
         self._options = read_options(settings, told.options, self._mappings)
 
     def open(self, path: str) -> Input:
@@ -219,11 +220,18 @@ class Files:
         return Table.open(path, self._options, self._mappings, self._told.mapping, self._validator)
 
 
-def mappings_of(settings: Settings, platform: str | None) -> dict[str, Mappings]:
-    """One platform's mappings, or all platforms' to choose from."""
+def mappings_of(
+    settings: Settings, platform: str | None, mapping: str | None = None
+) -> dict[str, Mappings]:
+    """One platform's mappings, or all platforms' to choose from. Raises HeadraceError where
+    `mapping` names none of them."""
     if platform is None:
-        return load_mappings(settings.path("platforms"))
-    return {platform: Mappings.load(platforms.get(settings, platform).path)}
+        found = load_mappings(settings.path("platforms"))
+    else:
+        found = {platform: Mappings.load(platforms.get(settings, platform).path)}
+    if mapping is not None:
+        named(found, mapping)
+    return found
 
 
 def read_options(

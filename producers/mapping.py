@@ -404,6 +404,15 @@ def _peek(rows: Rows) -> tuple[Iterator[Row | BadRow], list[Row | BadRow]]:
     return everything(), list(ahead)
 
 
+def named(platforms: dict[str, Mappings], name: str) -> list[Mapping]:
+    """The mappings of that name, one a platform at most. Raises HeadraceError if there is none."""
+    found = [m.mappings[name] for m in platforms.values() if name in m.mappings]
+    if not found:
+        known = "; ".join(f"{p}: {', '.join(m.mappings)}" for p, m in platforms.items())
+        raise HeadraceError(f"there is no mapping {name}; there are {known}")
+    return found
+
+
 def _choose(
     platforms: dict[str, Mappings],
     name: str | None,
@@ -412,13 +421,10 @@ def _choose(
     file: str,
 ) -> Mapping:
     if name is not None:
-        named = [m.mappings[name] for m in platforms.values() if name in m.mappings]
-        if len(named) == 1:
-            return named[0]
-        if not named:
-            known = "; ".join(f"{p}: {', '.join(m.mappings)}" for p, m in platforms.items())
-            raise HeadraceError(f"there is no mapping {name}; there are {known}")
-        platforms = {m.platform: Mappings(m.platform, Path(), {name: m}) for m in named}
+        chosen = named(platforms, name)
+        if len(chosen) == 1:
+            return chosen[0]
+        platforms = {m.platform: Mappings(m.platform, Path(), {name: m}) for m in chosen}
     everyone = [m for platform in platforms.values() for m in platform.mappings.values()]
     scored = [(m.fits(columns, rows), m) for m in everyone]
     best = max((score for score, _ in scored), default=0)

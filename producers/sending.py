@@ -235,6 +235,10 @@ class Sender:
                 lows[partition] = offset
             last.setdefault(topic, {})[partition] = offset + 1
         self._delivered.clear()
+        for topic in self._unreported:  # rows of which nothing was told stand before these
+            for partition in first.get(topic, {}).keys() - self.starts.get(topic, {}).keys():
+                begin = self._before[topic].get(partition, 0)
+                first[topic][partition] = min(first[topic][partition], begin)
         merge_starts(self.starts, first)
         merge_ends(self.ends, last)
         self._report_all = False

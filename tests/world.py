@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
+import psutil
 import psycopg
 import pytest
 import yaml
@@ -336,8 +337,7 @@ class World:
 
     def drop(self) -> None:
         """End its processes, delete its topics and tables."""
-        for process in self.processes:
-            _kill_family(process)
+        self._kill_all()
         if self._producer is not None:
             self._producer.purge()
             self._producer.flush(5)
@@ -348,6 +348,23 @@ class World:
                 self._delete_topics()
             with suppress(Exception):
                 self._drop_schema()
+
+    def _kill_all(self) -> None:
+        """SIGKILL to whatever runs in this world, frozen or not; a command's workers too, which
+        are in process groups of their own and may have lost their parent."""
+        ours = [process for process in psutil.process_iter() if self._is_ours(process)]
+        for process in ours:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for started in self.processes:
+            started.wait(30)
+        psutil.wait_procs(ours, 30)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("HEADRACE_PROJECT") == self.project
+        except (psutil.Error, OSError):
+            return False  # it has ended, or is somebody else's
 
     def _delete_topics(self) -> None:
         client = AdminClient(clients.base_conf(self.settings))
@@ -366,13 +383,6 @@ class World:
         with psycopg.connect(dsn.get_secret_value(), autocommit=True, connect_timeout=5) as own:
             own.execute("SET lock_timeout = '10s'")
             own.execute(f'DROP SCHEMA IF EXISTS "{self.project}" CASCADE')
-
-
-def _kill_family(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and its children, by their session (it may be stopped)."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, 9)
-    process.wait(30)
 
 
 def _must_be_delivered(error: KafkaError | None, message: Message) -> None:

@@ -14,6 +14,7 @@ from confluent_kafka import Message
 
 from consumers.postgres.merge import NO_WHOLE, Place, State, Vector, merge
 from headrace.config import Settings
+from headrace.errors import HeadraceError
 from headrace.stream import schemas
 from headrace.stream.decode import Fault
 from headrace.stream.topology import Group, Topic, Topology
@@ -167,7 +168,10 @@ class Reader:
             return self._receipt(topic, topic_id)
         owner = self._topology.group_of(topic)
         if owner is None or topic != owner.dlt:
-            raise ValueError(f"{self._group.short} cannot store what stands on {topic.short}")
+            raise HeadraceError(
+                f"{self._group.short} reads {topic.short}, which no stage writes: take it out of"
+                " its `reads` in topics.yaml"
+            )
         return self._letter(owner.short)
 
     # -- one kind of topic each

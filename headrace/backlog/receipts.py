@@ -155,14 +155,17 @@ def _scan(settings: Settings, topic: str) -> Iterator[Message]:
                 raise ServerUnavailable(
                     f"topic {topic} could not be read to its end within {READ_SECONDS:.0f} s"
                 )
-            for message in consumer.consume(1000, timeout=0.5):
-                error = message.error()
-                if error is None:
-                    position = (message.offset() or 0) + 1
-                    yield message
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    position = max(position, message.offset() or 0, end)
-                elif not error.retriable():
-                    raise ServerUnavailable(f"Kafka does not show {topic}: {error.str()}")
+            # Not `consume`: that waits for its whole timeout at the end.
+            message = consumer.poll(0.5)
+            if message is None:
+                continue
+            error = message.error()
+            if error is None:
+                position = (message.offset() or 0) + 1
+                yield message
+            elif error.code() == KafkaError._PARTITION_EOF:
+                position = max(position, message.offset() or 0, end)
+            elif not error.retriable():
+                raise ServerUnavailable(f"Kafka does not show {topic}: {error.str()}")
     finally:
         consumer.close()

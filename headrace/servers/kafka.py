@@ -87,6 +87,8 @@ SETTINGS = {
     # long as there is (24 days).
     "offsets.retention.minutes": "2147483647",
     "transactional.id.expiration.ms": "2147483647",
+    # What a worker that is gone has left open holds readers back no longer than it must.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "2000",
     # A start goes on at a heartbeat.
     "broker.heartbeat.interval.ms": "500",
     # A killed worker's partitions move after this; groups may ask for less.

@@ -34,20 +34,29 @@ NAMES = (
 )
 
 # A stage's answer counts for the record's current revision only; an older one leaves it pending,
-# a newer one (the store has not read the record yet) does too, until its record is here.
+# a newer one (the store has not read the record yet) does too, until its record is here. Where the
+# store could not keep a newer revision, none comes: then the record is dead.
 STAGE_STATUS = """
 CREATE VIEW stage_status AS
 SELECT r.id AS record_id, r.platform_id, st.stage,
        CASE WHEN o.outcome = 'drop' THEN 'dropped'
             WHEN o.outcome IN ('ok', 'dead') THEN o.outcome
+            WHEN refused.reason IS NOT NULL THEN 'dead'
             ELSE 'pending' END AS status,
-       o.at AS processed_at, o.stored_at, o.reason, o.version
+       o.at AS processed_at, o.stored_at, coalesce(o.reason, refused.reason) AS reason, o.version
 FROM records r
 JOIN stage_topics st ON st.topic = r.topic
 LEFT JOIN outcomes o
   ON o.record_id = r.id AND o.stage = st.stage
  AND o.root_topic_id = r.topic_id AND o.root_offset = r."offset"
  AND o.outcome IN ('ok', 'drop', 'dead')
+LEFT JOIN (
+  SELECT DISTINCT ON (record_key, topic) record_key, topic, at, "offset", reason
+  FROM dead_letters WHERE "group" NOT IN (SELECT stage FROM stages)
+  ORDER BY record_key, topic, at DESC, "offset" DESC
+) refused
+  ON o.record_id IS NULL AND refused.record_key = r.id AND refused.topic = r.topic
+ AND (refused.at, refused."offset") > (to_timestamp(r.appended / 1000.0), r."offset")
 WHERE NOT r.deleted
 """
 

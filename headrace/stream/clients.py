@@ -536,11 +536,30 @@ def _unless_unknown(result: Callable[..., Any]) -> Any:
 
 
 _QUIET: Sequence[int] = (KafkaError._TRANSPORT, KafkaError._RESOLVE)
+_SAY_SECONDS = 60.0
 
 
-def _say_error(error: KafkaError) -> None:
-    """librdkafka's own troubles; single lost connections are everyday."""
-    if error.code() in _QUIET:
-        log.debug("kafka: %s", error.str())
-    else:
-        log.warning("kafka: %s", error.str())
+class Troubles:
+    """librdkafka's own troubles; single lost connections are everyday. What comes again and again,
+    as during an outage, is said at once, and then once a minute with how often it came."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: dict[int, tuple[float, int]] = {}  # by code: when, and how often since
+        self._lock = threading.Lock()  # clients call from threads of their own
+
+    def __call__(self, error: KafkaError) -> None:
+        if error.code() in _QUIET:
+            log.debug("kafka: %s", error.str())
+            return
+        with self._lock:
+            now = self._clock()
+            at, since = self._said.get(error.code(), (-_SAY_SECONDS, 0))
+            due = now - at >= _SAY_SECONDS
+            self._said[error.code()] = (now, 0) if due else (at, since + 1)
+        if due:
+            more = f" (and {since} times before)" if since else ""
+            log.warning("kafka: %s%s", error.str(), more)
+
+
+_say_error = Troubles()

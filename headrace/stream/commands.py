@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from headrace.config import Mode, Settings
 from headrace.errors import HeadraceError
 from headrace.scheduling import units
 from headrace.stores import weaviate
+from headrace.stream import signals
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
@@ -61,8 +63,14 @@ def run(
     status is 0 when nothing is left, and 3 when some groups have work that they cannot do.
     """
     settings = in_mode(load(), mode)
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        click.echo(line)
+
     supervisor = supervised(
-        settings, groups, workers=workers, until_caught_up=until_caught_up, only=only
+        settings, groups, workers=workers, until_caught_up=until_caught_up, only=only, say=say
     )
     if supervisor is None:
         click.echo(f"mode {settings.processing.mode} runs no group")
@@ -75,7 +83,7 @@ def run(
     for name, reason in report.waiting.items():
         click.echo(f"waiting: {name}: {reason}")
     if until_caught_up and report.code == Exit.DONE:
-        click.echo(f"caught up in {report.seconds:.1f} s")
+        click.echo(f"caught up in {report.seconds:.1f} s{_but_for(said)}")
     return report.code
 
 
@@ -111,6 +119,8 @@ def worker(
     if supervisor is not None:
         parent, _, pipe = supervisor.partition(":")
         _die_with(int(parent))
+        # Whoever asks us to end knows that we drain, and what a second signal does.
+        logging.getLogger(signals.__name__).setLevel(logging.WARNING)
         report = reporter(int(pipe))
     settings = in_mode(load(), mode)
     topology = topologies.load(settings)
@@ -362,7 +372,7 @@ def supervised(
     read = {group.short: subscription(settings, topology, group) for group in chosen}
     for line in _left_out(settings, topology, chosen, attended):
         say(line)
-    for job in [] if groups else jobs:
+    for job in [] if groups or mode == "batch" else jobs:
         say(f"SCHEDULED: {job.short} runs {job.when.text}")
     if mode == "batch" and not groups:
         asked = _ask(settings, topology, {g.short for g in attended} | {j.short for j in jobs})
@@ -406,12 +416,13 @@ def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[
 
 
 def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = False) -> None:
-    """Topics and tables, where they are missing."""
+    """Topics, and tables if so asked, where they are missing. A store's worker sees to its tables
+    by itself, as soon as it can."""
     from headrace.stream import topics
 
     if groups:
         topics.ensure(settings)
-    if tables or any(group.kind == "store" for group in groups):
+    if tables:
         from headrace.stores import migrate
 
         migrate.upgrade(settings)
@@ -433,6 +444,8 @@ def _left_out(
     for group in (*chosen, *attended):
         for topic, state in topology.left_out(group, settings, files, windows=True).items():
             lines.append(f"{state}: {group.short} leaves {topic} for later")
+    if settings.processing.mode == "batch":
+        return lines  # its windows are opened now
     for group in attended:
         texts = []
         for platform in dict.fromkeys(topic.platform for topic in group.reads):
@@ -441,6 +454,14 @@ def _left_out(
                 texts.append(when.text if when == group.when else f"{when.text} on {platform}")
         lines.append(f"SCHEDULED: {group.short} runs {'; '.join(sorted(set(texts)))}")
     return lines
+
+
+def _but_for(said: Sequence[str]) -> str:
+    """The end of the last line: which groups are done only as far as they may be."""
+    states = ("SCHEDULED", "DISABLED")
+    found = [line.replace(":", "").split()[:2] for line in said if line.startswith(states)]
+    groups = dict.fromkeys(f"{group} ({state})" for state, group in found)
+    return f", but for: {', '.join(groups)}" if groups else ""
 
 
 def _finished(group: Group, topics: Sequence[Topic]) -> Callable[[Admin], bool]:

@@ -123,8 +123,14 @@ class StoreLoop:
         self._measured = 0.0
 
     def open(self) -> None:
-        migrate.upgrade(self._place.settings, self._place.topology)
-        self._connect()
+        try:
+            migrate.upgrade(self._place.settings, self._place.topology)
+            self._connect()
+        except (psycopg.Error, ServerUnavailable) as error:
+            self._disconnect()
+            if not postgres.passing(error):
+                raise
+            raise Retry(self._backoff.next(), _away(error)) from error
         self._source.open()
 
     def work(self) -> bool:
@@ -244,7 +250,7 @@ class StoreLoop:
                 self._disconnect()
             elif isinstance(error, psycopg.errors.LockNotAvailable):
                 self._end_frozen()
-            raise Retry(self._backoff.next(), f"PostgreSQL: {_line(error)}") from error
+            raise Retry(self._backoff.next(), _away(error)) from error
 
     def _end_frozen(self) -> None:
         """A worker that stands still inside a transaction keeps its locks, while what it read is
@@ -271,7 +277,7 @@ class StoreLoop:
             self._disconnect()
             if not postgres.passing(error):
                 raise
-            raise Retry(self._backoff.next(), f"PostgreSQL: {_line(error)}") from error
+            raise Retry(self._backoff.next(), _away(error)) from error
         if any(at is None and self._at.get(key) is not None for key, at in stored.items()):
             # Another database, or one made anew: what stood in the old one is to be read again.
             raise Fenced("PostgreSQL no longer knows where this group stands")
@@ -321,8 +327,8 @@ class StoreLoop:
                     raise
                 self._disconnect()
                 if self._place.stopping() or time.monotonic() > give_up:
-                    raise ServerUnavailable(f"PostgreSQL: {_line(error)}") from error
-                log.warning("waiting for PostgreSQL: %s", _line(error))
+                    raise ServerUnavailable(_away(error)) from error
+                log.warning("waiting: %s", _away(error))
                 time.sleep(min(pause.next(), 5.0))
         self._at.update(found)
         self._arrived |= found.keys()
@@ -363,6 +369,12 @@ class StoreLoop:
         if now - self._measured >= _METRIC_SECONDS and self._place.metrics.port is not None:
             self._measured = now
             self._place.metrics.positions(self._source.assigned(), self._source.lag())
+
+
+def _away(error: BaseException) -> str:
+    """Why PostgreSQL cannot be used, in one line that names it."""
+    said = _line(error)
+    return said if isinstance(error, ServerUnavailable) else f"PostgreSQL: {said}"
 
 
 def _line(error: BaseException) -> str:

@@ -576,6 +576,8 @@ def _group(
             found = [topic for topic in found if topic.template == pattern]
         if not found:
             raise document.error((*at, "reads", index), f"there is no topic {pattern}")
+        if written.kind == "store" and "*" in pattern:
+            found = [topic for topic in found if not _is_orphan(topic, file)]
         reads.update((topic.short, topic) for topic in found)
     if written.kind == "stage" and written.writes is None:
         raise document.error(at, "a stage writes a topic: `writes` is required")
@@ -615,6 +617,14 @@ def _group(
         semantic=written.semantic,
         options=written.options,
     )
+
+
+def _is_orphan(topic: Topic, file: _File) -> bool:
+    """Whether a topic is left of a stage that has been removed: no store knows what stands there.
+    It stays unread, so that the stage, when it comes back, finds its readers where they were."""
+    written = {group.writes for group in file.groups.values()}
+    own = not topic.is_raw and not re.search(r"\{(group|stage)\}", topic.template)
+    return own and not written & {topic.short, topic.template}
 
 
 def _projector(document: yamlfile.Document, file: _File, project: str, name: str) -> Projector:

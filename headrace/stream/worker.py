@@ -63,7 +63,8 @@ class Place(Post):
 
     @property
     def transactional_id(self) -> str:
-        return f"{self.group.name}.{self.worker}"
+        """Slots are counted in each data folder (another user's, say), so the id names it."""
+        return f"{self.group.name}.{self.worker}.{home.data_id()}"
 
 
 class Loop(Protocol):
@@ -203,6 +204,10 @@ def _open(loop: Loop, place: Post, say: Callable[..., None]) -> None:
         try:
             loop.open()
             break
+        except Retry as retry:
+            say("retrying", str(retry))
+            log.warning("cannot start yet", again_in=f"{retry.after:g} s", reason=str(retry))
+            _sleep(retry.after, place.stopping)
         except Exception as error:
             if fences(error):
                 raise Fenced(str(error)) from error

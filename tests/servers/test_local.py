@@ -110,6 +110,8 @@ def test_killed_kafka_comes_back_with_its_messages(
     server.kill()
     assert not server.process
     assert server.start() == address
+    # Else transactions that were being ended when it was killed may lose their markers.
+    assert "Fencing broker 1" in (server.folder / "controller.log").read_text("utf-8")
     consumer = Consumer(
         {"bootstrap.servers": address, "group.id": "g", "auto.offset.reset": "earliest"}
     )

@@ -94,6 +94,30 @@ def test_postgresql_may_be_killed_under_it(
         world.drop()
 
 
+@pytest.mark.crash
+def test_it_waits_for_a_database_that_is_away_when_it_starts(
+    kafka: str, local_server: Callable[..., servers.LocalServer], tmp_path: Path
+) -> None:
+    server = local_server("postgres")
+    flags = {"processing.retry_seconds": 0.1, "processing.retry_max_seconds": 0.5}
+    world = World(tmp_path, kafka, str(server.address), flags=flags)
+    try:
+        world.post(n=10)
+        server.kill()
+        worker = world.start_worker("postgres")
+        wait_for(
+            lambda: world.log_of(worker).count("cannot start yet") > 6,
+            message=lambda: world.log_of(worker),
+        )
+        assert "PostgreSQL at 127.0.0.1:" in world.log_of(worker)
+        server.start()
+        wait_for(lambda: _seen(world) >= 10, message=lambda: world.log_of(worker))
+        assert worker.poll() is None
+        assert "Traceback" not in world.log_of(worker)
+    finally:
+        world.drop()
+
+
 def _seen(world: World) -> int:
     """Messages stored by now."""
     return int(world.sql("SELECT coalesce(sum(next), 0)::bigint FROM offsets")[0][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,24 @@ def test_only_the_guilty_become_dead_letters(world: World) -> None:
     assert "date/time" in letters[1][1]
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == Exit.DONE, world.log_of(worker)
+
+
+def test_a_refused_revision_leaves_its_record_dead_not_pending(world: World) -> None:
+    """Its stages have answered the refused revision, which never becomes a row."""
+    world.post(ids=["kept", "both"], texts=["fine"])
+    world.run("text")
+    world.post(ids=["kept"], texts=["fine\0"])
+    world.post(ids=["both"], texts=["fine\0"])
+    world.post(ids=["both"], texts=["better"])
+    world.run("text")
+    query = "SELECT record_id, status, reason FROM stage_status WHERE stage = 'text' ORDER BY 1"
+    both, kept = world.sql(query)
+    assert both == ("post:reddit:both", "ok", None)
+    assert kept[:2] == ("post:reddit:kept", "dead") and "NUL" in kept[2]
+    assert world.sql("SELECT text FROM posts WHERE id LIKE '%kept'") == [("fine",)]
+    found = json.loads(world.command("doctor", "--json", check=False).stdout)
+    assert [s["dead"] for s in found["sums"] if s["stage"] == "text"] == [1]
+    assert all(s["balanced"] for s in found["sums"])
 
 
 def test_too_many_dead_letters_stop_the_group(worlds: Callable[..., World]) -> None:

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.stages import groups
-from tests.stream.asking import lag, outcomes, state
+from tests.stream.asking import lag, outcomes, posted, readers, state
 from tests.world import wait_for
 
 
@@ -69,6 +69,19 @@ def test_workers_end_with_their_supervisor(worlds):
     supervisor.wait()
     wait_for(lambda: not world.admin.members(f"{world.project}.words"))
     wait_for(lambda: state(pid) is None)
+
+
+def test_workers_of_two_data_folders_leave_each_other_alone(worlds, tmp_path):
+    """Each finds slot 0 free in its own folder."""
+    world = worlds(change=groups(words={}))
+    one, other = (
+        world.start_worker("words", HEADRACE_DATA_DIR=str(tmp_path / name)) for name in "ab"
+    )
+    wait_for(lambda: len(readers(world)) == 2, message=lambda: world.log_of(other))
+    world.post(n=200)
+    wait_for(lambda: lag(world) == 0)
+    assert one.poll() is None and other.poll() is None
+    assert outcomes(world) == posted(*range(200))
 
 
 def test_a_slot_is_held_by_one(worlds):

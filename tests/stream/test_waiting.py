@@ -67,12 +67,17 @@ def test_what_a_platform_leaves_out_is_named_and_no_failure(worlds):
     result = world.command("run", "--mode", "fast", "--until-caught-up")
     assert "DISABLED: words leaves" in result.stdout
     assert "SCHEDULED: shout leaves" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last.endswith("s, but for: words (DISABLED), shout (SCHEDULED)")
     assert "words: 6 ok" in result.stdout
     assert "shout: 5 ok" in result.stdout
     assert lag(world, "words") == 5
     batches = [event["records"] for event in world.values("status") if event["group"] == "words"]
     assert max(batches) <= 4 and sum(batches) == 6
-    assert "shout: 6 ok" in world.command("run", "--mode", "full", "--until-caught-up").stdout
+    (folder / "reddit.yaml").write_text("")
+    full = world.command("run", "--mode", "full", "--until-caught-up")
+    assert "shout: 6 ok" in full.stdout and "but for" not in full.stdout
+    assert "draining" not in full.stderr, "nobody has asked for it"
 
 
 def test_a_stage_that_asks_to_wait_stays_a_member(worlds, tmp_path):

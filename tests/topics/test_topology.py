@@ -180,6 +180,18 @@ def test_a_platforms_own_schedule_counts_too(tmp_path):
         topics.check(topology.load(settings), platforms.load(settings))
 
 
+def test_what_a_removed_stage_has_left_is_not_read(tmp_path):
+    def change(content):
+        del content["groups"]["sentiment"]
+        content["modes"] = {}
+
+    map_ = topology.load(settings_with(tmp_path, change))
+    assert "enriched.sentiment" in map_.topics
+    read = shorts(map_.group("postgres").reads)
+    assert "enriched.sentiment" not in read
+    assert {"enriched.text", "enriched.embeddings.reddit", "text.dlt", "runs"} <= set(read)
+
+
 def test_a_weekly_reader_of_raw_topics_is_fine(tmp_path):
     weekly = "processing: {batch_processing: {sentiment: {schedule: lag >= 9 or 7 days}}}"
     settings = settings_with(tmp_path, reddit=weekly)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from tests.world import World
 
@@ -77,6 +80,25 @@ def publish(world: World, wave: Sequence[dict[str, Any]], number: int) -> None:
     for key, value in BAD:
         world.send("raw.posts.reddit", key or b"", value, flush=False)
     world.flush()
+
+
+def write_file(path: Path, rows: int, seed: int = 8) -> Path:
+    """So many rows of posts on reddit for `headrace publish`; some come again with another text."""
+    chance = random.Random(seed)
+    with path.open("wb") as file:
+        for number in range(rows):
+            native = f"f{chance.randrange(rows)}"
+            row = {
+                "id": native,
+                "title": f"Title {number}",
+                "selftext": chance.choice(TEXTS),
+                "permalink": f"/r/{chance.choice(['Food', 'apple'])}/comments/{native}/",
+                "author": f"author {chance.randrange(30)}",
+                "score": number,
+                "created_utc": 1_354_123_731 + number,
+            }
+            file.write(orjson.dumps(row) + b"\n")
+    return path
 
 
 def revisions(made: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

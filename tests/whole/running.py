@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -29,10 +29,13 @@ SESSION = {"consumer.session.timeout.ms": "3000", "consumer.heartbeat.interval.m
 
 
 def always_on(content: dict[str, Any]) -> None:
-    """Leaves out the groups with a schedule, which `run` does not start, and the projector."""
+    """Leaves out the groups with a schedule, and what is neither a stage nor a store."""
     groups = content["groups"]
-    later = [name for name, group in groups.items() if "when" in group]
-    later += [name for name, group in groups.items() if group["kind"] == "projector"]
+    later = [
+        name
+        for name, group in groups.items()
+        if "when" in group or group["kind"] not in ("stage", "store")
+    ]
     for name in later:
         written = groups.pop(name).get("writes")
         content["topics"].pop(written, None)
@@ -70,6 +73,14 @@ def passed(world: World, short: str) -> int:
         return sum(world.admin.committed(group.name, parts).values())
 
 
+def written(world: World, short: str) -> int:
+    """How far a topic's partitions have grown, open transactions included."""
+    topic = world.topology.topic(short)
+    parts = [(topic.name, n) for n in range(topic.partitions)]
+    with _not_yet():
+        return sum(world.admin.ends(parts, stable=False).values())
+
+
 def left(world: World) -> dict[str, int]:
     """How many messages each group has still to read; empty where everything is done."""
     groups = in_order(world.topology, world.topology.groups.values())
@@ -96,23 +107,37 @@ def workers(world: World, supervisor: subprocess.Popen[bytes]) -> dict[str, int]
 def locked(world: World, table: str) -> Iterator[None]:
     """Nobody writes to a table meanwhile; whoever tries waits inside its transaction."""
     with postgres.connect(world.settings) as connection:
+        connection.execute("SET LOCAL lock_timeout = '120s'")
         connection.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE".encode())
         yield
 
 
-def waiting(world: World, pid: int) -> int | None:
-    """The process itself, where it waits for a lock of PostgreSQL's; else None."""
-    ports = [at.laddr.port for at in psutil.Process(pid).net_connections("tcp") if at.raddr]
-    waits = world.sql(
-        "SELECT 1 FROM pg_stat_activity WHERE client_port = ANY(%s) AND wait_event_type = 'Lock'"
-        " AND backend_xid IS NOT NULL AND datname = current_database()",
-        [ports],
-    )
-    return pid if waits else None
+def waiting(world: World, pids: Iterable[int]) -> list[int]:
+    """Those of some processes that wait for a lock of PostgreSQL's inside a transaction."""
+    return [pid for pid in pids if _waits(world, pid)]
 
 
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
+def _waits(world: World, pid: int) -> bool:
+    try:
+        ports = [at.laddr.port for at in psutil.Process(pid).net_connections("tcp") if at.raddr]
+    except psutil.NoSuchProcess:
+        return False
+    query = """
+        SELECT 1 FROM pg_stat_activity
+        WHERE client_port = ANY(%s) AND wait_event_type = 'Lock' AND backend_xid IS NOT NULL
+          AND datname = current_database()"""
+    return bool(world.sql(query, [ports]))
+
+
+def send(what: signal.Signals, *pids: int) -> None:
+    """Whoever has ended by itself needs none."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, what)
+
+
+def kill(*pids: int) -> None:
+    send(signal.SIGKILL, *pids)
 
 
 def end(world: World, supervisor: subprocess.Popen[bytes]) -> None:
