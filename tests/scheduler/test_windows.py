@@ -50,6 +50,7 @@ def test_a_group_runs_to_the_end_of_its_window_and_leaves(worlds: Any) -> None:
     wait_for(lambda: not readers(world))
     world.post(ids=["later"])
     assert outcomes(world) == posted(*(f"a{n}" for n in range(20)), *(f"b{n}" for n in range(60)))
+    wait_for(lambda: not world.admin.members(f"{world.project}.words"))
     told = json.loads(world.command("lag", "--json").stdout)[0]
     assert (told["state"], told["lag"]) == ("SCHEDULED", 1)
     assert told["reason"].startswith("next 2")
@@ -125,7 +126,6 @@ def test_a_platform_of_its_own_hours(worlds: Any) -> None:
         for topic, _ in member.partitions
     }
     wait_for(lambda: reads() == {"reddit", ""})  # and its redo
-    assert json.loads(world.command("lag", "--json", "words").stdout)[0]["state"] == "OK"
     for process in (scheduler, worker):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
