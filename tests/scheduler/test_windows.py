@@ -18,7 +18,7 @@ from tests.stream.asking import QUICK, lag, outcomes, posted, readers, state
 from tests.world import World, wait_for
 
 LOOKS = {"scheduler.look_seconds": 0.2} | QUICK
-BY_LAG = {"when": "lag >= 50 or 7 days"}
+BY_LAG = {"when": "lag >= 80 or 7 days"}
 NEVER = {"when": 'cron "0 0 29 2 *"'}
 
 
@@ -43,7 +43,7 @@ def test_a_group_runs_to_the_end_of_its_window_and_leaves(worlds: Any) -> None:
     world.post(ids=[f"a{n}" for n in range(20)])
     running = world.start("run")
     wait_for(lambda: world.sql("SELECT since FROM schedules"))
-    wait_for(lambda: shown(world)["reason"] == "lag 20 of 50")
+    wait_for(lambda: shown(world)["reason"] == "lag 20 of 80")
     assert not readers(world)
     world.post(ids=[f"b{n}" for n in range(60)])
     wait_for(lambda: "done" in states(world))
