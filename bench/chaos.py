@@ -240,6 +240,8 @@ def equal(checks: Checks, settings: Settings, texts: dict[str, str | None]) -> N
             shown[name] = str(item.properties["text"])
             numbers = np.asarray(item.vector.get("default", ()), "<f4")
             same += numbers.tobytes() == vectors.get(name)
+    for name in sorted(shown.keys() ^ live.keys())[:5]:
+        print(f"      {name}: published {texts.get(name)!r}, shown {shown.get(name)!r}")
     checks.say(shown == live, f"Weaviate shows {len(shown):,} of {len(live):,} texts")
     checks.say(same == len(live), f"{same:,} of {len(live):,} vectors are equal in both")
 
