@@ -44,7 +44,7 @@ def test_a_group_runs_to_the_end_of_its_window_and_leaves(worlds: Any) -> None:
     running = world.start("run")
     wait_for(lambda: world.sql("SELECT since FROM schedules"))
     wait_for(lambda: shown(world)["reason"] == "lag 20 of 80")
-    assert not readers(world)
+    assert "started worker" not in world.log_of(running)
     world.post(ids=[f"b{n}" for n in range(60)])
     wait_for(lambda: "done" in states(world))
     wait_for(lambda: not readers(world))
@@ -57,6 +57,7 @@ def test_a_group_runs_to_the_end_of_its_window_and_leaves(worlds: Any) -> None:
     running.send_signal(signal.SIGTERM)
     assert running.wait(60) == 0
     assert states(world) == ["done"]
+    assert world.log_of(running).count("started worker") == 1
     assert "no scheduler runs" in world.command("schedule").stdout
 
 
