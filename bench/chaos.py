@@ -180,22 +180,35 @@ def running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
             env=environment(settings), cwd=CLONE, stdout=log, stderr=log,
         )  # fmt: skip
         try:
+            while runner.poll() is None and not workers(runner, "search"):
+                time.sleep(0.1)  # its start needs the servers
             yield runner
         finally:
             runner.terminate()
             runner.wait(120)
 
 
-def kill_worker(runner: subprocess.Popen[bytes], group: str) -> int:
-    """kill -9 to a group's worker; how many there were."""
-    found = 0
+def workers(runner: subprocess.Popen[bytes], group: str) -> list[int]:
+    """The pids of a group's workers."""
+    found = []
     for child in psutil.Process(runner.pid).children():
-        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        with suppress(psutil.NoSuchProcess):
             line = child.cmdline()
             if "worker" in line and line[line.index("worker") + 1] == group:
-                os.kill(child.pid, signal.SIGKILL)
-                found += 1
+                found.append(child.pid)
     return found
+
+
+def kill_worker(runner: subprocess.Popen[bytes], group: str) -> int:
+    """kill -9 to a group's worker; how many there were."""
+    if runner.poll() is not None:
+        raise RuntimeError(f"`headrace run` ended with {runner.returncode}, see its log")
+    killed = 0
+    for pid in workers(runner, group):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    return killed
 
 
 def caught_up(settings: Settings) -> float:
@@ -240,6 +253,8 @@ def equal(checks: Checks, settings: Settings, texts: dict[str, str | None]) -> N
             shown[name] = str(item.properties["text"])
             numbers = np.asarray(item.vector.get("default", ()), "<f4")
             same += numbers.tobytes() == vectors.get(name)
+    for name in sorted(shown.keys() ^ live.keys())[:5]:
+        print(f"      {name}: published {texts.get(name)!r}, shown {shown.get(name)!r}")
     checks.say(shown == live, f"Weaviate shows {len(shown):,} of {len(live):,} texts")
     checks.say(same == len(live), f"{same:,} of {len(live):,} vectors are equal in both")
 

@@ -20,7 +20,7 @@ INSERT INTO records (id, kind, platform_id, text, created_at, value, topic, topi
 SELECT 'post:reddit:b' || n, 'post', 1,
        (SELECT string_agg(word, ' ') FROM unnest(%(words)s::text[]) word) || n,
        now() - n * interval '1 minute', '{}', %(topic)s, 'x', 0, n, 0
-FROM generate_series(%(first)s, %(last)s) n
+FROM generate_series(%(first)s::bigint, %(last)s::bigint) n
 """
 _OUTCOMES = """
 INSERT INTO outcomes (record_id, stage, outcome, result, version, rank, input_rank, root_topic_id,
@@ -29,7 +29,7 @@ INSERT INTO outcomes (record_id, stage, outcome, result, version, rank, input_ra
 SELECT 'post:reddit:b' || n, 'sentiment', 'ok',
        '{"label": "negative", "score": -0.5, "confidence": 0.9, "language": "en"}', '1', 1, 0, 'x',
        0, n, 0, %(topic)s, 0, n, 'o', 0, n, 0, now()
-FROM generate_series(%(first)s, %(last)s) n
+FROM generate_series(%(first)s::bigint, %(last)s::bigint) n
 """
 
 # The kernel notes the most that a program ever held, since it began.

@@ -2,10 +2,10 @@
 
     from headrace import Headrace
 
-    headrace = Headrace()
-    run = headrace.publish("posts.csv", platform="reddit")
-    headrace.run()
-    table = headrace.read("sentiment", platform="reddit").to_pandas()
+    hr = Headrace()
+    run = hr.publish("posts.csv", platform="reddit")
+    hr.run()
+    table = hr.read("sentiment", platform="reddit").to_pandas()
 
 Everything here does what the command of that name does. A mistake is a HeadraceError, one line; a
 server that is not there a ServerUnavailable, which is one too. Signals are left alone, so Ctrl-C

@@ -159,7 +159,7 @@ class Search(Section):
         default_factory=lambda: {"default": "{platform}Post", "community": "{platform}Community"}
     )
     settle_seconds: Annotated[float, Field(gt=0)] = 120.0  # then what was written is compared
-    semantic_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a hybrid search's score
+    semantic_share: Annotated[float, Field(ge=0, le=1)] = 0.6  # of a hybrid search's score
 
 
 class Redo(Section):

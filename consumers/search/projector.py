@@ -263,6 +263,10 @@ class SearchLoop:
             said = found.delete_many(Filter.by_id().contains_any(keys))
             if said.failed:
                 raise ServerUnavailable(f"Weaviate: {said.failed} objects could not be deleted")
+            if said.successful < len(keys):
+                # Never there, or one that a crash has left where no query finds it.
+                for name in keys:
+                    found.delete_by_id(name)
 
     # -- rebuild, and what is compared later
 
@@ -289,7 +293,7 @@ class SearchLoop:
             rows = connection.execute(_OLD, [self._settings.search.settle_seconds]).fetchall()
             ids = sorted({record_id for (some,) in rows for record_id in some})
             apart = compare.differing(connection, client, self._settings, ids)
-            marks.mark(connection, apart)
+            compare.again(connection, client, self._settings, apart)
         if apart:
             log.warning("Weaviate and PostgreSQL differ; marked again", records=len(apart))
 
@@ -300,7 +304,7 @@ class SearchLoop:
         while row := connection.execute(_NEXT_WRITTEN, [last]).fetchone():
             last, ids = row
             apart = compare.differing(connection, client, self._settings, ids)
-            marks.mark(connection, apart)
+            compare.again(connection, client, self._settings, apart)
             if apart:
                 log.warning("Weaviate lost what it had taken; marked again", records=len(apart))
 

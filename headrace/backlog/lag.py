@@ -112,7 +112,8 @@ class Reader:
         highs = self._admin.ends(places, stable=False)
         starts = self._admin.starts(places)
         now = int(time.time() * 1000)
-        asks = members and any(unit.group in wanted for unit in self._units)
+        shown = {*wanted, *(other.short for other in others)}
+        asks = members and any(unit.group in shown for unit in self._units)
         rests = report.rests(self.settings, self._units) if asks else {}
         samples = []
         for short in needed:
@@ -141,7 +142,7 @@ class Reader:
         if times:
             self._read_times([p for g in samples for p in g.partitions if p.lag])
             samples = [self._with_times(group) for group in samples]
-        asked = {other.short: self._other(other) for other in others}
+        asked = {o.short: replace(self._other(o), rest=rests.get(o.short)) for o in others}
         samples += asked.values()
         upstream |= {o.short: () if isinstance(o, App) else above for o in others}
         found = []

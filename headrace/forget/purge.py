@@ -56,6 +56,8 @@ def begin_files(
     try:
         there = admin.topics()
         places = [(name, partition) for name in names for partition in range(there.get(name, 0))]
+        starts, ends = admin.starts(places), admin.ends(places, stable=False)
+        places = [place for place in places if ends[place] > starts[place]]
         for _ in range(_APPENDS):
             time.sleep(1.4 * _SEGMENT_MS / 1000)
             ended = _append_nothing(settings, places) | ended  # the first one's

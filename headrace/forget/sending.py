@@ -6,7 +6,7 @@ twice does no harm, so its place is noted after it is out, a chunk at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,12 +17,16 @@ from confluent_kafka import KafkaError, Message, Producer
 from headrace.config import Settings
 from headrace.errors import ServerUnavailable
 from headrace.forget.orders import CHUNK, Order, chunks, spans
+from headrace.log import get
 from headrace.stream import clients
 from headrace.stream.topology import Topology
 from headrace.stream.wire import CE_ID, CE_SOURCE, CE_SPEC, CE_TYPE, source_of
 
+log = get(__name__)
+
 _PATIENCE = 60.0  # seconds for the broker to take a chunk
 _RECEIPT = "run"
+_TOLD = 50 * CHUNK  # deletions
 
 Place = tuple[str, int, int]  # topic, partition, offset
 Sent = tuple[str, str, bytes]  # topic, record id, value
@@ -93,9 +97,14 @@ WHERE f.order_id = %s AND f.record_id = n.record_id
 """
 
 
-def deletions(connection: psycopg.Connection, sender: Sender, order: Order) -> int:
-    """Publish what is not out yet; a record that was deleted before needs nothing. Returns how
-    many were published."""
+def deletions(
+    connection: psycopg.Connection,
+    sender: Sender,
+    order: Order,
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Publish what is not out yet; a record that was deleted before needs nothing. False where it
+    was told to stop before the last."""
     published = 0
     for ids in chunks(connection, order, '"offset" IS NULL'):
         rows = connection.execute(_UNPUBLISHED, [order.id, ids]).fetchall()
@@ -110,7 +119,11 @@ def deletions(connection: psycopg.Connection, sender: Sender, order: Order) -> i
         columns = [list(column) for column in zip(*noted, strict=True)]
         connection.execute(_NOTE, [*columns, order.id])
         published += len(to_send)
-    return published
+        if published % _TOLD == 0:
+            log.info("deletions published", order=order.id, records=published)
+        if stopping():
+            return False
+    return True
 
 
 # Communities whose best posts are forgotten. What the store has must be the newest.

@@ -62,7 +62,7 @@ class Forgetting:
             settings, autocommit=True, application="headrace forget"
         )
         self._admin: Admin = clients.admin(settings)
-        self._sender: sending.Sender | None = None
+        self._stopping: Callable[[], bool] = lambda: False
         self._looker: tuple[str, purge.Looker] | None = None
         self._looked = float("-inf")
 
@@ -121,6 +121,7 @@ class Forgetting:
         tell: Callable[[Order], object] = lambda order: None,
     ) -> Order:
         """Work on an order until it is done or nothing has moved for so many seconds."""
+        self._stopping = stopping
         moved, before, leaving = time.monotonic(), "", False
         while True:
             self.step(order, leaving=leaving)
@@ -196,7 +197,7 @@ class Forgetting:
         if behind:
             order.waits.append(f"the stores have {behind:,} records to read before all are known")
             # What is known already need not wait.
-            sending.deletions(self._connection, self._sending(order), order)
+            sending.deletions(self._connection, self._sending(order), order, self._stopping)
         return not behind
 
     def _publish(self, order: Order) -> bool:
@@ -204,7 +205,9 @@ class Forgetting:
         if "ends" in order.progress:
             return True
         sender = self._sending(order)
-        sending.deletions(self._connection, sender, order)
+        if not sending.deletions(self._connection, sender, order, self._stopping):
+            order.waits.append("it was told to stop before all deletions were out")
+            return False
         if not self._publish_quotes(order, sender):
             return False
         ends: reach.Ends = {}
@@ -287,6 +290,8 @@ class Forgetting:
                 self.settings, self._connection, self._admin, begin
             ).items():
                 ended.setdefault(topic, {})[str(partition)] = offset
+            for topic in begin:
+                ended.setdefault(topic, {})  # one without messages
             orders.save(self._connection, order)
             upto, kept = reach.removable(readers, order, by_time)
         order.waits += kept.values()

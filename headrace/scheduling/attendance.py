@@ -27,6 +27,9 @@ from headrace.stream.topology import Group, Job, Topic, Topology
 log = get(__name__)
 
 
+_OUTSIDE = ("scheduled", "outside its windows")
+
+
 @dataclass(frozen=True, slots=True)
 class Duty:
     """topics  what is to be read, the redo topic included; none: stay out
@@ -138,7 +141,9 @@ def wait_until_due(
                 topics = attendance.look()[group.short].topics
                 if topics:
                     return topics
-                metrics.state = ("scheduled", "outside its windows")
+                if metrics.state != _OUTSIDE:
+                    log.info("waits for a window, or for something to do again")
+                metrics.state = _OUTSIDE
             except Exception as error:
                 metrics.state = ("retrying", str(error))
                 log.warning("cannot see whether a window is open", reason=str(error))
@@ -176,4 +181,5 @@ class Watch:
                 continue
             changed = changed + 1 if topics != self._topics else 0
             if changed >= 2:
+                log.info("what is to be read has changed", topics=", ".join(sorted(topics)))
                 self._leaving.set()

@@ -35,12 +35,11 @@ class Step:
 
     open   a window for `due`; `asked`: the one that somebody has asked for
     skip   the window for `due` is left out, and `due` is done with
-    close  the windows that are open or asked for, since nobody may work in them
     wait   nothing, for this reason (empty: nothing is due)
     """
 
     unit: Unit
-    do: Literal["open", "skip", "close", "wait"]
+    do: Literal["open", "skip", "wait"]
     reason: str = ""
     due: datetime | None = None
     asked: bool = False
@@ -73,8 +72,6 @@ def decide(
         step = _step(unit, was, clock, known, waiting)
         if step.do == "open":
             known[unit.key] = replace(was, open=True, asked=False, opened=clock.now)
-        elif step.do == "close":
-            known[unit.key] = replace(was, open=False, asked=False)
         steps.append(step)
     return steps
 
@@ -87,7 +84,7 @@ def _step(
     waiting: Callable[[Unit], int],
 ) -> Step:
     if unit.held == DISABLED:
-        return Step(unit, "close" if was.open or was.asked else "wait", DISABLED)
+        return Step(unit, "wait", DISABLED)
     if was.open:
         return Step(unit, "wait", "its window is open")
     above = _above(unit, known, clock, to_the_end=was.asked)

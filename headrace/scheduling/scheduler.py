@@ -7,7 +7,7 @@ Everything that it knows stands in PostgreSQL and Kafka: it may be killed betwee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -110,7 +110,7 @@ class Scheduler:
         counted = {unit.key: unit.when.text for unit in everything if unit.held != DISABLED}
         windows.note_schedules(connection, counted, now)
         positions.settle(connection, admin, self._topology)
-        self._close_strays(connection, {unit.key for unit in everything})
+        self._close_strays(connection, {unit.key: unit for unit in everything})
         known: dict[Key, Standing] = {}
 
         def standing(unit: Unit) -> Standing:
@@ -155,9 +155,6 @@ class Scheduler:
         elif step.do == "skip" and step.due is not None:
             windows.skip(connection, *unit.key, step.reason, step.due, now)
             log.info("leaves a window out", unit=str(unit), reason=step.reason)
-        elif step.do == "close":
-            windows.close(connection, unit.key, step.reason)
-            log.info("closes a window", unit=str(unit), reason=step.reason)
 
     def _standing(self, connection: psycopg.Connection, admin: Admin, unit: Unit) -> Standing:
         if not unit.job:
@@ -175,11 +172,14 @@ class Scheduler:
         )
         return Standing(new, ends)
 
-    def _close_strays(self, connection: psycopg.Connection, known: set[Key]) -> None:
-        """Windows of what has no schedule any more: nobody would look at them."""
+    def _close_strays(self, connection: psycopg.Connection, known: Mapping[Key, Unit]) -> None:
+        """Windows in which nobody may work any more, nor will."""
         for window in windows.unfinished(connection):
-            if window.key not in known:
-                windows.close(connection, window.key, "it has no schedule any more")
+            unit = known.get(window.key)
+            if unit is None or unit.held == DISABLED:
+                reason = DISABLED if unit else "it has no schedule any more"
+                windows.close(connection, window.key, reason)
+                log.info("closes a window", group=window.group, platform=window.platform or "")
 
     # -- the office
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headrace import cli
 from headrace.backlog import doctor
 from headrace.errors import HeadraceError
 from headrace.forget import purge
@@ -74,3 +75,27 @@ def test_a_killed_purge_leaves_nothing_changed(world: World) -> None:
     world.command("forget", "--resume")
     assert world.admin.own_configs([topic])[topic] == before
     assert world.sql("SELECT count(*) FROM forget_configs") == [(0,)]
+
+
+def test_what_is_asked_must_be_plain(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in world.env().items():
+        monkeypatch.setenv(name, value)
+
+    def said(*words: str, code: int = 2) -> str:
+        assert cli.main(["forget", *words]) == code
+        return "".join(capsys.readouterr())
+
+    assert "say what is to be forgotten" in said()
+    assert "one of them" in said("post:reddit:1", "--author", "ann")
+    assert "go alone" in said("--list", "--author", "ann")
+    assert "no record's id" in said("1abc", "--dry-run")
+    assert "platform nowhere is not known" in said("--platform", "nowhere", "--dry-run")
+    assert "give --yes too" in said("post:reddit:1", "--json")
+    assert "order 1 is not known" in said("--status", "1")
+    assert "nothing was forgotten yet" in said("--list", code=0)
+    with Forgetting(world.settings, forgetting.take_out) as work:
+        work.make(Selection(author="ann"), purge=True)
+    told = said("--list", code=0)
+    assert "is on its way: nothing" in told

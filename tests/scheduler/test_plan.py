@@ -179,8 +179,8 @@ def test_readers_wait_for_their_writers_but_not_for_ever() -> None:
 
 def test_nobody_works_for_a_platform_that_is_disabled() -> None:
     one = replace(UNITS[0], held=DISABLED)
-    assert one_step(one, History(START, open=True), START + 2 * HOUR).do == "close"
     assert one_step(one, History(START), START + 2 * HOUR).do == "wait"
+    assert one_step(one, History(START, asked=True), START + 2 * HOUR).do == "wait"
     skipped = replace(UNITS[0], held="fast mode skips it")
     assert one_step(skipped, History(START), START + 2 * HOUR).reason == "fast mode skips it"
     assert one_step(skipped, History(START, asked=True), START + 2 * HOUR).do == "open"

@@ -41,6 +41,12 @@ def test_an_object_holds_the_whole_record(search: Search):
     search.project()
     assert search.objects() == {}
     assert search.compare().apart == 0
+    # A write that comes late, after the deletion.
+    late = search.client.collections.use(next(iter(search.names()))).data
+    late.insert({"record_id": "post:reddit:1", "row_version": 5}, uuid=key("post:reddit:1"))
+    assert search.compare().apart == 1 and search.objects() == {}
+    search.project()
+    assert search.compare().apart == 0
     # And one that is not even a row any more.
     world.post(ids=["2"])
     world.run("postgres")

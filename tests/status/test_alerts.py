@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consumers.status import telling
@@ -117,7 +117,7 @@ def condition(is_wrong: bool | None, group: str = "text") -> Condition:
     return Condition("overdue", group, is_wrong, 5, 1, f"{group}: late", "run it")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 @given(
     st.lists(
         st.tuples(
