@@ -358,8 +358,8 @@ def supervised(
         members = topology.mode(mode)
         attended = [group for group in members if units.scheduled(topology, files, group)]
         named = [group.short for group in members] if mode == "batch" else []
-        stores = choose(topology, named, mode, only) if named else []
-        chosen = [group for group in (*members, *stores) if group not in attended]
+        keepers = choose(topology, named, mode, only) if named else []
+        chosen = [group for group in (*members, *keepers) if group not in attended]
         chosen = list(dict.fromkeys(chosen))
         jobs = list(topology.jobs_of(mode))
     projectors, waits = choose_projectors(settings, topology, groups)
@@ -368,7 +368,9 @@ def supervised(
         say(line)
     if not chosen and not projectors and not attended and not jobs and not (groups and apps):
         return None
-    _prepare(settings, [*chosen, *attended], tables=bool(projectors or attended or jobs))
+    stores = any(group.kind == "store" for group in chosen)
+    tables = stores or bool(projectors or attended or jobs)
+    _prepare(settings, [*chosen, *attended], tables=tables)
     read = {group.short: subscription(settings, topology, group) for group in chosen}
     for line in _left_out(settings, topology, chosen, attended):
         say(line)
