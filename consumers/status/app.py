@@ -31,7 +31,6 @@ from faust.transport.drivers import aiokafka as driver
 
 from consumers.status import telling
 from headrace import home
-from headrace.backlog import reach
 from headrace.backlog.model import GroupLag
 from headrace.config import Settings
 from headrace.errors import HeadraceError
@@ -66,7 +65,6 @@ class StatusLoop:
         self._failure: BaseException | None = None
 
     def open(self) -> None:
-        reach.kafka(self._post.settings)
         topics.ensure(self._post.settings)
         self._thread.start()
         while not (self._status.started.wait(0.2) or self._failure or self._post.stopping()):

@@ -17,6 +17,15 @@ from headrace.redo.sending import Line
 from headrace.redo.standing import Reach
 from headrace.stream.topology import Group
 
+# A page is read along the keys. The planner takes a join on a whole revision for one that hardly a
+# row passes, and would rather read and sort all of both tables, once a page.
+_IN_ORDER = """
+SELECT set_config(name, value, true)
+FROM (VALUES ('enable_sort', 'off'), ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'),
+             ('enable_hashjoin', 'off'), ('max_parallel_workers_per_gather', '0'))
+  AS planner (name, value)
+"""
+
 
 class Choice(Protocol):
     """Records of one stage, in the order of their ids."""
@@ -58,11 +67,16 @@ class Query:
             f"{looks} ORDER BY r.id"
         ).encode()
         after = ""
-        while rows := connection.execute(
-            query, self.parameters | {"after": after, "size": size}
-        ).fetchall():
+        while rows := self._page(connection, query, {"after": after, "size": size}):
             yield [Line(record_id, length) for record_id, length, keep in rows if keep]
             after = rows[-1][0]
+
+    def _page(
+        self, connection: psycopg.Connection, query: bytes, place: dict[str, Any]
+    ) -> list[tuple[str, int, bool]]:
+        with connection.transaction():
+            connection.execute(_IN_ORDER)
+            return connection.execute(query, self.parameters | place).fetchall()
 
 
 @dataclass(frozen=True, slots=True)

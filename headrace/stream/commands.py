@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from headrace.supervisor import Supervisor
 
 _PR_SET_PDEATHSIG = 1
+_NICED = "HEADRACE_NICED"  # set where a worker has begun anew: its niceness would add up
 
 _mode = click.option(
     "--mode",
@@ -149,7 +150,8 @@ def worker(
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     found = replace(found, batch=topology.batch(found, settings, files))
-    os.nice(max(0, found.nice - os.nice(0)))
+    if os.environ.pop(_NICED, None) is None:
+        os.nice(found.nice)
     if waits:
         _leave(_in_windows(settings, topology, found, slot, report, supervisor is not None))
     topics = subscription(settings, topology, found)
@@ -213,6 +215,7 @@ def _begin_anew() -> NoReturn:
         if int(entry.name) > 2:
             with suppress(OSError):
                 os.set_inheritable(int(entry.name), False)
+    os.environ[_NICED] = "1"
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from headrace import Headrace, HeadraceError
-from headrace.api import PublishFailed
+from headrace.api import PublishFailed, _apart
 from headrace.supervisor import Supervisor
 from headrace.vectors import unpacked
 from tests.world import World, wait_for
@@ -164,6 +164,22 @@ def test_a_run_in_another_thread_can_be_stopped(world: World, monkeypatch: pytes
     thread.join(60)
     assert not thread.is_alive()
     assert all(process is not None and process.poll() is not None for process in processes)
+
+
+def test_an_interrupt_waits_for_what_was_begun(request: pytest.FixtureRequest):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    stop, ended = threading.Event(), threading.Event()
+    here = threading.get_ident()
+
+    def work() -> None:
+        signal.pthread_kill(here, signal.SIGINT)
+        assert stop.wait(60)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        _apart(work, stop.set)
+    assert ended.is_set()
 
 
 def test_commands_start_without_it():

@@ -86,7 +86,8 @@ def test_kills_in_the_middle_of_a_window(worlds: Any, hold: Path) -> None:
 
 
 def test_redo_outside_a_window(worlds: Any) -> None:
-    world = worlds(change=groups(words=NEVER), flags=LOOKS, platforms=("reddit",))
+    change = groups(words=NEVER | {"nice": 3})
+    world = worlds(change=change, flags=LOOKS, platforms=("reddit",))
     (value,) = world.post(ids=["a"])
     (message,) = world.read("raw.posts.reddit", 1)
     worker = world.start_worker("words")
@@ -103,6 +104,8 @@ def test_redo_outside_a_window(worlds: Any) -> None:
     assert world.admin.committed(f"{world.project}.words", raw) == {}, "the schedule stands"
     wait_for(lambda: not world.admin.members(f"{world.project}.words"))
     assert state(worker.pid) is not None, "it waits by itself for what comes"
+    nice = min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19)
+    assert os.getpriority(os.PRIO_PROCESS, worker.pid) == nice
     worker.send_signal(signal.SIGTERM)
     wait_for(lambda: worker.poll() is not None)
 

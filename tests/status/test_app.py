@@ -134,8 +134,8 @@ def test_it_counts_once_and_tells_once_whatever_is_killed(worlds: Callable[..., 
 
     # Killed while events come, some of which are counted and not committed yet.
     more = some(300) + some(40, "entities")
-    for n in range(0, 340, 20):
-        stage.write(more[n : n + 20])
+    for n in range(0, 340, 2):  # many transactions: commits have to pass their markers
+        stage.write(more[n : n + 2])
     wait_for(lambda: history(port, "text").get("batches", 0) > 200, PATIENCE, said)
     worker.kill()
     worker.wait(30)
