@@ -36,9 +36,7 @@ def test_every_topic_names_a_schema_that_exists():
     assert {topic.schema for topic in topology.load(SETTINGS).topics.values()} - {None} == set(
         NAMES
     )
-    with pytest.raises(
-        HeadraceError, match=r"there is no schema raw_post\.v9; there are: alert"
-    ):
+    with pytest.raises(HeadraceError, match=r"there is no schema raw_post\.v9; there are: alert"):
         schemas.load(SETTINGS, "raw_post.v9")
 
 
