@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -346,10 +346,21 @@ def _several(names: Several) -> tuple[str, ...]:
 def _apart(work: Callable[[], T], stop: Callable[[], object]) -> T:
     """The work's result, done in a thread of its own: signals stay Python's. Interrupted, it is
     asked to stop and waited for."""
-    with ThreadPoolExecutor(1, "headrace") as pool:
-        future = pool.submit(work)
+    future: Future[T] = Future()
+    begun = threading.Event()
+
+    def run() -> None:
+        begun.set()
         try:
-            return future.result()
-        except KeyboardInterrupt:
-            stop()
-            raise
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        threading.Thread(target=run, name="headrace").start()
+        return future.result()
+    except KeyboardInterrupt:
+        stop()
+        if begun.wait(5):  # else the interrupt came before the thread did
+            wait([future])
+        raise

@@ -135,6 +135,9 @@ WHERE r."group" = came.stage AND r.record_id = came.record_id
      FROM redo_orders o WHERE o.id = r.order_id), 0)
 """
 
+# Off, rows of redo are looked up by key; else all of it may be read for each batch.
+_HASHING = "SELECT set_config('enable_hashjoin', %s, true)"
+
 _DELETE_REDONE = """
 DELETE FROM redo r USING unnest(%s::text[], %s::text[]) AS came ("group", record_id)
 WHERE r."group" = came."group" AND r.record_id = came.record_id
@@ -274,7 +277,9 @@ class Writer:
         if batch.outcomes:
             self._write_outcomes(connection, batch.outcomes)
             if connection.execute("SELECT EXISTS (SELECT FROM redo)").fetchone() == (True,):
+                connection.execute(_HASHING, ["off"])
                 connection.execute(_DELETE_ANSWERED, _last_places(batch))
+                connection.execute(_HASHING, ["on"])
         if batch.redone:
             self._write_redone(connection, batch.redone)
         if self._marks:

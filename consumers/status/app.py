@@ -47,6 +47,7 @@ log = get(__name__)
 
 SESSION_SECONDS = 6.0  # after a kill nobody reads for so long
 UNWRITTEN = 2_000  # events on their way to the changelog; then reading waits
+SETTLE_SECONDS = 45.0  # to join the group, or to read more of the table; else it begins anew
 _TICK = 0.1
 _STOP_SECONDS = 8.0
 
@@ -109,10 +110,12 @@ class StatusApp:
             now=_now,
         )
         self._alerts: dict[str, Alert] = {}
+        self._safe: set[str] = set()  # notices, by event id, that a restart would find
         self._lags: dict[str, GroupLag] = {}
         self._movement = Movement()
         self._unreadable = 0
         self._ready = False  # the table is ours, and whole
+        self._settled = False  # it is known whether it is ours
         self._unwritten: list[tuple[Any, list[Awaitable[Any]]]] = []
         self._stopping = threading.Event()
 
@@ -126,9 +129,14 @@ class StatusApp:
         self._declare()
         beside = [self._start, self._acknowledge, self._look_on, self._tell_on]
         tasks = [asyncio.create_task(work()) for work in beside]
+        read, since = 0, time.monotonic()
         try:
             while not self._stopping.is_set():
                 await asyncio.sleep(_TICK)
+                if self._settled or len(self._table.data) != read:
+                    read, since = len(self._table.data), time.monotonic()
+                if time.monotonic() - since > SETTLE_SECONDS:
+                    raise RuntimeError("Faust stands still before it has read its table")
                 if self._faust.crashed:
                     raise RuntimeError("Faust crashed") from self._faust.crash_reason
                 for task in tasks:
@@ -238,11 +246,13 @@ class StatusApp:
             if key.startswith("alert/")
             for alert in [Alert.unpack(content)]
         }
+        self._safe = {n.event for alert in self._alerts.values() for n in alert.notices}
         self._ready = self._source in mine
+        self._settled = True
         log.info("the table has been read", entries=len(entries), ours=self._ready)
 
     async def _revoked(self, *_: Any, **__: Any) -> None:
-        self._ready = False
+        self._ready = self._settled = False
 
     # -- looking
 
@@ -301,6 +311,8 @@ class StatusApp:
         """On the broker before anybody is told: a restart tells neither twice nor not at all."""
         self._alerts |= {alert.id: alert for alert in changed}
         await asyncio.gather(*self._write({f"alert/{a.id}": a.pack() for a in changed}))
+        waiting = {n.event for alert in self._alerts.values() for n in alert.notices}
+        self._safe = (self._safe | {n.event for a in changed for n in a.notices}) & waiting
 
     # -- telling
 
@@ -309,7 +321,8 @@ class StatusApp:
             await asyncio.sleep(_TICK)
             for id in list(self._alerts) if self._ready else ():
                 for notice in self._alerts[id].notices:
-                    if notice.next_ms > _now() or not await self._tell(id, notice):
+                    due = notice.event in self._safe and notice.next_ms <= _now()
+                    if not due or not await self._tell(id, notice):
                         break  # what came later is told later
 
     async def _tell(self, id: str, notice: Notice) -> bool:

@@ -37,13 +37,14 @@ ON CONFLICT DO NOTHING
 RETURNING record_id
 """
 
-# A row that a store is removing this moment is left to it.
+# A row that a store is removing this moment is left to it. (By their places: a join is planned by
+# what the table was before it grew.)
 _MARK = """
-UPDATE redo r SET state = 'queued', queued_at = now()
-FROM (SELECT record_id FROM redo
-      WHERE "group" = %(group)s AND record_id = ANY(%(ids)s) AND state = 'sending'
-      ORDER BY record_id FOR UPDATE SKIP LOCKED) mine
-WHERE r."group" = %(group)s AND r.record_id = mine.record_id
+UPDATE redo SET state = 'queued', queued_at = now()
+WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM redo
+  WHERE "group" = %(group)s AND record_id = ANY(%(ids)s) AND state = 'sending'
+  FOR UPDATE SKIP LOCKED))
 """
 
 _MARK_ALL = """

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -33,6 +33,8 @@ from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.log import get
 
 log = get(__name__)
+
+T = TypeVar("T")
 
 Partition = tuple[str, int]  # full name of the topic, partition
 
@@ -404,11 +406,20 @@ class Admin:
         asked = [TopicPartition(*partition) for partition in partitions]
         if not asked:
             return {}
+
+        def ask() -> dict[Partition, int]:
+            with self._lock:
+                return self._committed(group, asked)
+
+        return self._of_coordinator(ask)
+
+    def _of_coordinator(self, ask: Callable[[], T]) -> T:
+        """An answer of a group's coordinator, which may have to come first."""
         deadline = time.monotonic() + TIMEOUT
         while True:
             try:
-                with self._asking(), self._lock:
-                    return self._committed(group, asked)
+                with self._asking():
+                    return ask()
             except KafkaException as error:
                 code = error.args[0].code() if error.args else None
                 if code not in _COORDINATOR_COMES or time.monotonic() > deadline:
@@ -440,9 +451,12 @@ class Admin:
 
     def members(self, group: str) -> tuple[Member, ...]:
         """Who is in a group now; nobody where it does not exist."""
-        with self._asking():
-            future = self._client.describe_consumer_groups([group], request_timeout=TIMEOUT)[group]
-            found = _unless_unknown(future.result)
+
+        def ask() -> Any:
+            asked = self._client.describe_consumer_groups([group], request_timeout=TIMEOUT)
+            return _unless_unknown(asked[group].result)
+
+        found = self._of_coordinator(ask)
         return tuple(
             Member(
                 id=member.member_id,

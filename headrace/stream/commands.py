@@ -27,7 +27,7 @@ from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import remaining
-from headrace.stream.signals import Signals
+from headrace.stream.signals import Signals, hold
 from headrace.stream.topology import App, Group, Projector, Topic, Topology
 
 if TYPE_CHECKING:
@@ -205,12 +205,16 @@ def _in_windows(
         if code != Exit.DONE or not watch.leaving() or signals.stopping():
             return code
         if not supervised:
-            _begin_anew()
-        return Exit.RESTS
+            _begin_anew(signals)
+        return Exit.DONE if signals.stopping() else Exit.RESTS
 
 
-def _begin_anew() -> NoReturn:
-    """The same command in the same process: no client of librdkafka's is to be taken down."""
+def _begin_anew(signals: Signals) -> None:
+    """The same command in the same process: no client of librdkafka's is to be taken down. Returns
+    only where there was a signal meanwhile."""
+    hold()
+    if signals.stopping():
+        return
     for entry in Path("/proc/self/fd").iterdir():
         if int(entry.name) > 2:
             with suppress(OSError):

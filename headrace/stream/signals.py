@@ -12,6 +12,15 @@ from headrace.log import get
 log = get(__name__)
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def hold() -> None:
+    """Signals wait from now on, also for the program that takes this process over, until it
+    listens for them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
 class Signals:
     """Python runs handlers in the main thread, which may sit in a call into librdkafka. So the
     signal's number goes through a pipe to a thread of its own, which calls `on_first` and
@@ -40,10 +49,11 @@ class Signals:
             self._listens = True
             read, write = os.pipe()
             os.set_blocking(write, False)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _SIGNALS:
                 signal.signal(number, lambda *_: None)
             signal.set_wakeup_fd(write, warn_on_full_buffer=False)
             threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True).start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # see `hold`
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,7 +61,7 @@ class Signals:
 
     def _listen(self, pipe: int) -> None:
         while number := os.read(pipe, 1):
-            if number[0] not in (signal.SIGTERM, signal.SIGINT):
+            if number[0] not in _SIGNALS:
                 continue
             if self._stop.is_set():
                 self.on_second()

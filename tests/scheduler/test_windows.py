@@ -107,7 +107,7 @@ def test_redo_outside_a_window(worlds: Any) -> None:
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19)
     assert os.getpriority(os.PRIO_PROCESS, worker.pid) == nice
     worker.send_signal(signal.SIGTERM)
-    wait_for(lambda: worker.poll() is not None)
+    assert worker.wait(60) == 0, world.log_of(worker)
 
 
 def test_a_platform_of_its_own_hours(worlds: Any) -> None:
@@ -132,7 +132,7 @@ def test_a_platform_of_its_own_hours(worlds: Any) -> None:
     wait_for(lambda: reads() == {"reddit", ""})  # and its redo
     for process in (scheduler, worker):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(60) == 0, world.log_of(process)
 
 
 def test_batch_mode_opens_everything_now(worlds: Any) -> None:

@@ -29,10 +29,12 @@ def test_a_projector_is_a_group_without_topics(worlds):
 
 def test_run_brings_it_where_there_is_a_weaviate(world: World, tmp_path, monkeypatch):
     monkeypatch.setenv("HEADRACE_DATA_DIR", str(tmp_path))  # nothing runs there
-    topology, settings = world.topology, world.settings
+    for name in ("URL", "GRPC_PORT"):  # of the session's
+        monkeypatch.delenv(f"HEADRACE_WEAVIATE__{name}", raising=False)
+    file = {"config": world.home / "config" / "headrace.yaml", "project": world.project}
+    topology, settings = world.topology, config.load(file)
     chosen, lines = choose_projectors(settings, topology, ())
     assert chosen == [] and "search waits: no Weaviate runs here" in lines[0]
-    file = {"config": world.home / "config" / "headrace.yaml", "project": world.project}
     there = config.load({**file, "weaviate.url": "http://127.0.0.1:1"})
     assert choose_projectors(there, topology, ()) == ([topology.projectors["search"]], [])
     off = config.load({**file, "weaviate.url": "http://127.0.0.1:1", "search.enabled": False})
