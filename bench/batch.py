@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.harness import Figure
-from bench.real import Expected, by_platform, expect, mapped
+from bench.real import Expected, by_platform, expect, mapped, quick_stages
 from bench.rig import CLONE, Rig, environment, rig
 from headrace import config
 from headrace.config import Settings
@@ -108,11 +108,6 @@ def _headrace(on: Rig, data: Path, expected: Expected) -> dict[str, float]:
         return _watched(settings, [groups, publish], _stands(settings, expected))
 
 
-def _stages(settings: Settings) -> list[topology.Group]:
-    """Those of mode fast, which both sides run."""
-    return [group for group in topology.load(settings).mode("fast") if group.kind == "stage"]
-
-
 Found = Mapping[str, bool]
 Look = Callable[[psycopg.Connection[Any]], Found]
 
@@ -121,7 +116,7 @@ def _stands(settings: Settings, expected: Expected) -> Look:
     """What of our tables stands. Counting costs more than the store's own work, so the store's
     offsets are looked at first: who has read fewer outcomes than there are records is not done."""
     published, records = expected.revisions.total(), len(expected.revisions)
-    topics = {group.short: group.outputs[0].name for group in _stages(settings)}
+    topics = {group.short: group.outputs[0].name for group in quick_stages(settings)}
     done: set[str] = set()
 
     def look(connection: psycopg.Connection[Any]) -> Found:
@@ -169,7 +164,7 @@ def all_or_nothing(settings: Settings, data: Path) -> None:
         for item in newest.values()
     ]
     outcomes: dict[str, list[Outcome]] = {}
-    for group in _stages(settings):
+    for group in quick_stages(settings):
         process = import_module(group.module).build(Context(settings, group.short))
         size = group.batch.records
         outcomes[group.short] = [
