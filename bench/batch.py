@@ -30,7 +30,6 @@ from headrace import config
 from headrace.config import Settings
 from headrace.stores import postgres
 from headrace.stores.copying import NULL, copy, escaped
-from headrace.stream import topology
 from headrace.stream.stage import Context, Outcome, Record
 from producers.mapping import Mapped
 

@@ -7,6 +7,7 @@ comes at most once, since pieces go up by id.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -227,7 +228,7 @@ class Reading:
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
 
-class _Shape:
+class _Shape(ABC):
     """What the rows of a reading are made of."""
 
     columns: Mapping[str, pa.DataType]
@@ -237,8 +238,9 @@ class _Shape:
         """Which of the columns are the record's own."""
         return [name for name in names if name in _RECORD]
 
+    @abstractmethod
     def rows(self, connection: psycopg.Connection, page: Page, names: Sequence[str]) -> Page:
-        raise NotImplementedError
+        """The page with the other columns that are named."""
 
 
 class _Posts(_Shape):

@@ -127,11 +127,16 @@ def worker(
     topology = topologies.load(settings)
     projector = topology.projector(group)
     if projector is not None:
-        _leave(_project(settings, topology, projector, slot, report, until_caught_up))
+        from headrace.search import marks
+
+        def projected() -> bool:
+            return until_caught_up and marks.left(settings) == 0
+
+        _leave(_serve(settings, topology, projector, slot, report, projected))
     app = topology.app(group)
     if app is not None:
         _check_app(app, until_caught_up)
-        _leave(_run_app(settings, topology, app, slot, report))
+        _leave(_serve(settings, topology, app, slot, report))
     job = topology.job(group)
     if job is not None:
         from headrace.jobs import worker as jobs
@@ -266,54 +271,29 @@ def choose_projectors(
     ]
 
 
-def _project(
+def _serve(
     settings: Settings,
     topology: Topology,
-    projector: Projector,
+    group: Projector | App,
     slot: int | None,
     report: Callable[[dict[str, object]], None],
-    until_caught_up: bool,
+    finished: Callable[[], bool] = lambda: False,
 ) -> int:
-    """A projector's worker."""
-    from headrace.search import marks
+    """The worker of a group that is no member of Kafka's by our own loops."""
     from headrace.stream import worker as workers
 
-    log.setup(settings, group=projector.short)
+    log.setup(settings, group=group.short)
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))
-    module = import_module(projector.module)
+    module = import_module(group.module)
     return workers.serve(
         settings,
-        projector.short,
-        projector.name,
-        lambda post: module.build(post, topology, projector),
+        group.short,
+        group.name,
+        lambda post: module.build(post, topology, group),
         slot=slot,
         report=report,
-        finished=lambda: until_caught_up and marks.left(settings) == 0,
-    )
-
-
-def _run_app(
-    settings: Settings,
-    topology: Topology,
-    app: App,
-    slot: int | None,
-    report: Callable[[dict[str, object]], None],
-) -> int:
-    """An app's worker."""
-    from headrace.stream import worker as workers
-
-    log.setup(settings, group=app.short)
-    if str(settings.home) not in sys.path:
-        sys.path.append(str(settings.home))
-    module = import_module(app.module)
-    return workers.serve(
-        settings,
-        app.short,
-        app.name,
-        lambda post: module.build(post, topology, app),
-        slot=slot,
-        report=report,
+        finished=finished,
     )
 
 
