@@ -168,6 +168,95 @@ class Redo(Section):
     canary_survive: Annotated[float, Field(ge=0, le=1)] = 0.9  # … and the share that must live
 
 
+class Price(Section):
+    """USD per million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+    cached_input: Annotated[float, Field(ge=0)] | None = None  # none: as input
+
+
+Transport = Literal["direct", "batch", "auto"]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class LLM(Section):
+    base_url: str | None = None  # of an endpoint that speaks OpenAI's API; none: OpenAI's own …
+    api_key: SecretStr | None = None  # … if there is a key, else the embedded model
+    model: str = "gpt-4.1-mini"
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7  # none: the model's own
+    request: dict[str, Any] = Field(
+        default_factory=dict
+    )  # more fields of a request, passed through
+    local_only: bool = False  # true: nothing is sent beyond this machine
+    redact: bool = False  # e-mail addresses, phone numbers and @names are masked before sending …
+    redact_names: tuple[str, ...] = ()  # … and these names
+    timeout_seconds: Seconds = 120.0
+    concurrency: Positive = 4  # calls in flight in a worker
+    tries: Positive = 6  # of a call that fails in a way that passes
+    retry_seconds: Seconds = 1.0  # first pause; doubles, with jitter, up to the next
+    retry_max_seconds: Seconds = 60.0
+    circuit_failures: Positive = 5  # in a row, over all workers, until nobody calls …
+    circuit_seconds: Seconds = 30.0  # … for so long
+    requests_per_minute: Positive | None = 50  # of all workers together; none: no limit
+    tokens_per_minute: Positive | None = None
+    shares: dict[str, Share] = Field(default_factory=dict)  # of both, that a group may use
+    prices: dict[str, Price] = Field(  # by model, or what its name begins with
+        default_factory=lambda: {
+            "gpt-4.1": Price(input=2.0, output=8.0, cached_input=0.5),
+            "gpt-4.1-mini": Price(input=0.4, output=1.6, cached_input=0.1),
+            "gpt-4.1-nano": Price(input=0.1, output=0.4, cached_input=0.025),
+            "gpt-4o": Price(input=2.5, output=10.0, cached_input=1.25),
+            "gpt-4o-mini": Price(input=0.15, output=0.6, cached_input=0.075),
+        }
+    )
+    daily_budget: Annotated[float, Field(ge=0)] | None = None  # USD a day, by scheduler.zone
+    max_cost: Annotated[float, Field(ge=0)] | None = None  # USD of this session (`--max-cost`)
+    session: str | None = None  # whose costs count together; `headrace run` names its own
+    transport: dict[str, Transport] = Field(default_factory=dict)  # by group; else direct
+    auto_from: Positive = 1_000  # `auto`: batches are used where so many messages wait
+    batch_requests: Annotated[int, Field(ge=1, le=50_000)] = 50_000  # in one file
+    batch_bytes: Annotated[int, Field(ge=1, le=200_000_000)] = 200_000_000
+    batch_age_seconds: Seconds = 300.0  # a file is sent when its oldest request has waited so long
+    batch_window: str = "24h"  # within which the provider answers
+    batch_rounds: Positive = 3  # of a request that came back without an answer; then it goes direct
+    batch_poll_seconds: Seconds = 30.0
+    batch_price: Share = 0.5  # of a direct call's
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is another model than the embedded one."""
+        return self.base_url is not None or self.api_key is not None
+
+
+class Personas(Section):
+    count: Positive = 50  # of each community
+    together: Positive = 10  # in one call
+    similarity: Annotated[float, Field(gt=0, le=1)] = (
+        0.9  # more alike: the later is asked for again
+    )
+    again: Annotated[int, Field(ge=0)] = 3  # calls for those, at most
+    posts: Positive = 10  # best posts that are shown to the model
+
+
+class Dimension(Section):
+    description: str
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Scores(Section):
+    dimensions: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")], Dimension] = Field(
+        default_factory=lambda: {
+            "relevance": Dimension(description="Does it matter to the people it is written for?"),
+            "urgency": Dimension(description="Does it have to be acted on soon?"),
+            "novelty": Dimension(description="Does it say something that is not said every day?"),
+            "usefulness": Dimension(description="Can somebody do something with it?"),
+        }
+    )
+    together: Positive = 20  # posts in one call
+    max_characters: Positive = 1_500  # of a post that are shown to the model
+
+
 class Jobs(Section):
     statement_timeout: str = "2h"  # of each query of a job
 
@@ -245,6 +334,9 @@ class Settings(Section):
     search: Search = Search()
     snapshots: Snapshots = Snapshots()
     redo: Redo = Redo()
+    llm: LLM = LLM()
+    personas: Personas = Personas()
+    scores: Scores = Scores()
     jobs: Jobs = Jobs()
     metrics: Metrics = Metrics()
     gates: Gates = Gates()
@@ -337,7 +429,7 @@ def as_environment(settings: Settings) -> dict[str, str]:
         elif isinstance(value, bool):
             text = str(value).lower()
         elif isinstance(value, dict | tuple):
-            text = json.dumps(value)
+            text = json.dumps(value, default=lambda inner: inner.model_dump(mode="json"))
         else:
             text = repr(value)
         if text:

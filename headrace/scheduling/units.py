@@ -13,6 +13,7 @@ from headrace.stream.topology import Group, Topic, Topology
 Key = tuple[str, str | None]  # short name of the group or job, platform
 
 DISABLED = "disabled"
+UNCONFIGURED = "no language model is configured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def units(settings: Settings, topology: Topology, platforms: Mapping[str, Platfo
     for group in topology.in_order():
         above = {other.short for other in topology.upstream(group)}
         held = topology.left_out(group, settings, platforms, windows=True)
+        unpaid = UNCONFIGURED if group.paid and not settings.llm.configured else None
         for platform, topics in _by_platform(group).items():
             when = topology.schedule(group, platform, platforms)
             if when.always:
@@ -61,7 +63,7 @@ def units(settings: Settings, topology: Topology, platforms: Mapping[str, Platfo
                     platform,
                     when,
                     topics,
-                    held=_held([held.get(topic.short) for topic in topics]),
+                    held=_held([held.get(topic.short) for topic in topics]) or unpaid,
                     minimum=own.min_new_records if own else None,
                     after=frozenset(
                         unit.key

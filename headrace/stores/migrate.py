@@ -63,6 +63,7 @@ def stage_rows(topology: Topology) -> list[views.StageRow]:
             stage=group.short,
             facet=group.facet or group.short,
             semantic=bool(group.semantic),
+            paid=group.paid,
             version=group.version,
             rank=group.rank,
             description=group.description,

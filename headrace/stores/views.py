@@ -13,6 +13,7 @@ class StageRow:
     stage: str
     facet: str
     semantic: bool
+    paid: bool  # asks a language model: its answers do not make a record more or less done
     version: str
     rank: int
     description: str
@@ -172,7 +173,8 @@ def _record_status(stages: Sequence[StageRow]) -> str:
         joins.append(
             f"LEFT JOIN stage_status {alias} ON {alias}.record_id = r.id AND {alias}.stage = {name}"
         )
-    every = [f"s{number}" for number in range(len(stages))]
+    every = [f"s{number}" for number, stage in enumerate(stages) if not stage.paid]
+    stages = [stage for stage in stages if not stage.paid]
     # A semantic provider of the facet comes later, and the facet has a first answer before.
     sentiment = [
         a
@@ -306,7 +308,8 @@ LEFT JOIN described e USING (platform, slug)
 def _platform_metrics(stages: Sequence[StageRow], level: float) -> str:
     sentiment = any(stage.facet == "sentiment" for stage in stages)
     reached = f"coalesce(c.coverage, 1) >= {level!r}"
-    quick = " AND ".join(["NOT g.semantic"])
+    quick = "NOT g.semantic"
+    counted = "".join(f" AND c.stage <> {_quoted(stage.stage)}" for stage in stages if stage.paid)
     mood = (
         """round(avg(sentiment_score)::numeric, 3) AS sentiment,
          count(*) FILTER (WHERE sentiment = 'positive') AS positive,
@@ -335,7 +338,7 @@ WITH volume AS (
               WHEN bool_and({reached}) FILTER (WHERE {quick}) THEN 'fast'
               ELSE 'early' END AS processing_level,
          max(c.last_updated) AS last_updated
-  FROM coverage c JOIN stages g USING (stage)
+  FROM coverage c JOIN stages g ON g.stage = c.stage{counted}
   GROUP BY c.platform
 ), ranked AS (
   SELECT platform, type, name, mentions,

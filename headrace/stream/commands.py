@@ -436,6 +436,12 @@ def _left_out(
     if settings.processing.mode == "batch":
         return lines  # its windows are opened now
     for group in attended:
+        if group.paid and not settings.llm.configured:
+            lines.append(
+                f"SCHEDULED: {group.short} asks a language model, and none is configured"
+                f" (llm.base_url, llm.api_key); `headrace run {group.short}` tries the embedded one"
+            )
+            continue
         texts = []
         for platform in dict.fromkeys(topic.platform for topic in group.reads):
             when = topology.schedule(group, platform, files)

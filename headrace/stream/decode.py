@@ -27,7 +27,9 @@ NOT_YET = deferred("upstream")
 
 _OUTCOMES = {"drop": UPSTREAM, "dead": UPSTREAM, "deleted": DELETED, "deferred": NOT_YET}
 _IDENTITY = ("id", "kind", "platform")
-_LINEAGE = re.compile(r"([^;:]+:\d+:\d+:-?\d+;[^;]*);(\d+);(\d+);[^;]*;(([^;]+):\d+:\d+)", re.ASCII)
+_LINEAGE = re.compile(
+    r"([^;:]+:\d+:\d+:-?\d+;[^;]*);(\d+);(\d+);([^;]*);(([^;]+):\d+:\d+)", re.ASCII
+)
 _SHOWN = 300  # characters of a reason
 
 _new: Any = tuple.__new__  # makes a NamedTuple in half the time of calling it
@@ -155,6 +157,8 @@ class Decoder:
             record, answer = self._raw_record(first)(message)
         else:
             record, answer = _enveloped(message)
+        if was.parts:
+            record = record._replace(parts=tuple(was.parts.split(",")))
         return Input(message, record, answer, was.head, was.position, None, was.trace)
 
     def _raw_record(self, topic: Topic) -> Callable[[Message], tuple[Record, Outcome | None]]:
@@ -173,7 +177,7 @@ class Decoder:
             id = value["id"]
             if message.key() != id.encode():
                 raise Fault(_wrong_key(message))
-            record: Record = _new(Record, (id, value["kind"], value["platform"], value))
+            record: Record = _new(Record, (id, value["kind"], value["platform"], value, ()))
             return record, DELETED if "deleted" in value and value["deleted"] is True else None
 
         return read
@@ -231,10 +235,12 @@ def _enveloped(message: Message) -> tuple[Record, Outcome | None]:
 
 
 class _Packed(NamedTuple):
-    """What a reader needs of `hr`: "revision;run;input rank", rank, "topic:partition:offset"."""
+    """What a reader needs of `hr`: "revision;run;input rank", rank, names of parts,
+    "topic:partition:offset"."""
 
     head: str
     rank: str
+    parts: str
     position: str
     topic: str
     trace: bytes | None
@@ -253,8 +259,8 @@ def _lineage(message: Message) -> _Packed:
     found = _LINEAGE.fullmatch(packed.decode(errors="replace"))
     if found is None:
         raise Fault(f"its header {HEADER} cannot be read")
-    root, input_rank, rank, position, topic = found.groups()
-    return _Packed(f"{root};{input_rank}", rank, position, topic, trace)
+    root, input_rank, rank, parts, position, topic = found.groups()
+    return _Packed(f"{root};{input_rank}", rank, parts, position, topic, trace)
 
 
 def _not_json(value: bytes | None, error: orjson.JSONDecodeError) -> Fault:

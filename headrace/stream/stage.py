@@ -27,13 +27,15 @@ class Record(NamedTuple):
     """One record as a stage reads it.
 
     `value` is the raw record's decoded value for a stage that reads raw topics, and the envelope's
-    `result` for one that reads `enriched.<stage>`.
+    `result` for one that reads `enriched.<stage>`. `parts` names what alone is asked for, when a
+    part of an outcome is to be done again; empty: the whole.
     """
 
     id: str
     kind: str
     platform: str
     value: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -73,11 +75,19 @@ def deferred(reason: str) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a stage may know when it is built: the settings and its group's own name."""
+    """What a stage may know when it is built: the settings and its group's own name.
+
+    worker    host and slot, the same again after a restart
+    stopping  whether it should come to an end: what takes long may raise Retry then
+    waiting   messages that its worker has still to read, as far as is known
+    """
 
     settings: Settings
     group: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    worker: str = ""
+    stopping: Callable[[], bool] = lambda: False
+    waiting: Callable[[], int] = lambda: 0
 
 
 Process = Callable[[Sequence[Record]], Sequence[Outcome]]

@@ -65,19 +65,21 @@ class DeadLetter(NamedTuple):
 
 
 def build(place: Place) -> StageLoop:
-    group = place.group
-    module = import_module(group.module)
-    return StageLoop(place, module.build(Context(place.settings, group.short, group.options)))
+    return StageLoop(place, import_module(place.group.module).build)
 
 
 class StageLoop:
-    def __init__(self, place: Place, process: Process) -> None:
+    def __init__(self, place: Place, build: Callable[[Context], Process]) -> None:
         group, settings = place.group, place.settings
         if not group.outputs or group.dlt is None:
             raise ValueError(f"{group.short} is a stage that writes nothing")
         self._place = place
         self._group = group
-        self._process = process
+        self._process = process = build(
+            Context(
+                settings, group.short, group.options, place.worker, place.stopping, self._waiting
+            )
+        )
         own = getattr(process, "version", "")
         self._version = f"{group.version}+{own}" if own else group.version
         self._writes: Topic = group.outputs[0]  # all of one kind
@@ -144,6 +146,9 @@ class StageLoop:
             self._place.metrics.committed(self._counts, time.perf_counter() - self._started)
         self._measure()
         return bool(cut.messages)
+
+    def _waiting(self) -> int:
+        return sum(self._source.lag().values())
 
     def rest(self, seconds: float) -> None:
         self._source.rest(seconds)

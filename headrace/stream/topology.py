@@ -92,6 +92,7 @@ class Group:
     rank: int
     facet: str | None
     semantic: bool
+    paid: bool  # asks a language model: runs only where one is configured, or when named
     options: Mapping[str, Any] = field(hash=False, default_factory=dict)
 
     def __str__(self) -> str:
@@ -431,6 +432,7 @@ class _Group(_GroupDefaults):
     rank: Positive | None = None
     facet: str | None = None
     semantic: bool = False
+    paid: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -615,6 +617,7 @@ def _group(
         rank=written.rank,
         facet=written.facet,
         semantic=written.semantic,
+        paid=written.paid,
         options=written.options,
     )
 

@@ -136,7 +136,7 @@ def test_a_child_process_gets_the_very_same_settings(monkeypatch, tmp_path):
 def test_the_shipped_file_names_every_setting_with_its_default():
     text = (CLONE / "config" / "headrace.yaml").read_text()
     assert yaml.safe_load(text) == dict.fromkeys(yaml.safe_load(text))  # all of it is commented out
-    values = yaml.safe_load(re.sub(r"(?m)^( *)#(?=[a-z])", r"\1", text))
+    values = yaml.safe_load(re.sub(r"(?m)^( *)#(?=(?:  )*[a-z])", r"\1", text))
     shown = config.Settings.model_validate(values)
     default = config.Settings()
     named = {
