@@ -69,6 +69,7 @@ class Servers(Section):
     kafka_port: int = 0  # 0: a free one, kept from then on
     postgres_port: int = 0
     weaviate_port: int = 0
+    llm_port: int = 0  # of the embedded model
     kafka_heap: str = "512m"
 
 

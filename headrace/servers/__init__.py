@@ -1,4 +1,4 @@
-"""Kafka, PostgreSQL and Weaviate for one machine, on loopback.
+"""Kafka, PostgreSQL, Weaviate and a small language model for one machine, on loopback.
 
 A server is looked for in this order: a configured address; a local install that is already
 cached; a Docker engine, through docker-compose.yml; a local install made now. Data that a
@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 NAMES = tuple(KINDS)
-# Weaviate takes minutes to build and is needed for search only: it is asked for by name.
+# Weaviate takes minutes to build and is needed for search only; few need the embedded language
+# model, which starts when it is first asked: both are there by name.
 DEFAULT = ("kafka", "postgres")
 
 
@@ -94,7 +95,8 @@ def _local(server: LocalServer, data_dir: Path, say: Say) -> bool:
         return False
     if server.process or server.kind.installed():
         return True
-    if last is None and docker.compose_file() is not None and docker.engine_available():
+    in_docker = name in docker.IMAGES and last is None
+    if in_docker and docker.compose_file() is not None and docker.engine_available():
         return False
     server.kind.install(say)
     return True

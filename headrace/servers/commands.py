@@ -29,7 +29,8 @@ _data_dir = click.option(
 def up(load: Callable[[], Settings], names: tuple[str, ...], data_dir: Path | None) -> None:
     """Start servers on this machine and wait until they answer.
 
-    Without names: Kafka and PostgreSQL. Weaviate is asked for by name (kafka, postgres, weaviate).
+    Without names: Kafka and PostgreSQL. Weaviate and the embedded language model are asked for by
+    name (kafka, postgres, weaviate, llm).
     A server whose address is configured is looked at, never started. Safe to repeat.
     """
     configured.ensure(

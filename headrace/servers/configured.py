@@ -23,8 +23,10 @@ def address(settings: Settings, name: str) -> Address | None:
         value = settings.kafka.bootstrap_servers
     elif name == "postgres":
         value = settings.postgres.dsn.get_secret_value() if settings.postgres.dsn else None
-    else:
+    elif name == "weaviate":
         value = settings.weaviate.url
+    else:
+        value = None  # the embedded model is nobody else's
     return Address(value, name, "configured") if value else None
 
 
@@ -79,6 +81,7 @@ def ensure(
         "kafka": settings.servers.kafka_port,
         "postgres": settings.servers.postgres_port,
         "weaviate": settings.servers.weaviate_port,
+        "llm": settings.servers.llm_port,
     }
     own = [name for name in wanted if found[name] is None]
     if own:

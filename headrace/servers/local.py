@@ -10,13 +10,14 @@ from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.servers import install, state
 from headrace.servers.kafka import Kafka
 from headrace.servers.kind import Address, Kind, Tuning
+from headrace.servers.llm import LLM
 from headrace.servers.ports import comes_free, free_port, is_free
 from headrace.servers.postgres import Postgres
 from headrace.servers.process import Process, spawn
 from headrace.servers.say import Say, quiet
 from headrace.servers.weaviate import Weaviate
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Kafka(), Postgres(), Weaviate())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Kafka(), Postgres(), Weaviate(), LLM())}
 PORT_ATTEMPTS = 5
 
 

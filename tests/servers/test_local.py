@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import openai
 import psutil
 import psycopg
 import pytest
@@ -21,6 +22,7 @@ from headrace import servers
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.servers import state
 from headrace.servers.guard import throwaway_folder
+from headrace.servers.llm import MODEL
 from headrace.servers.local import KINDS
 from headrace.servers.process import Process
 
@@ -259,6 +261,7 @@ def test_commands(folder: Path) -> None:
         ("kafka", "absent"),
         ("postgres", "running"),
         ("weaviate", "absent"),
+        ("llm", "absent"),
     ]
     assert headrace("down", *where).stdout == "postgres: stopped\n"
     assert headrace("down", *where).stdout == "nothing runs\n"
@@ -273,6 +276,26 @@ def test_a_configured_address_is_used_and_its_secret_never_shown(postgres_folder
     away = headrace("up", "postgres", HEADRACE_POSTGRES__DSN=nowhere)
     assert away.returncode == 2 and "127.0.0.1:1/headrace, which does not answer" in away.stderr
     assert "s3cret" not in there.stdout + there.stderr + away.stdout + away.stderr
+
+
+def test_the_embedded_model_answers_by_a_schema(folder: Path) -> None:
+    server = servers.LocalServer("llm", folder)
+    address = server.start()
+    try:
+        schema = {
+            "type": "object",
+            "properties": {"mood": {"enum": ["good", "bad"]}},
+            "required": ["mood"],
+            "additionalProperties": False,
+        }
+        format = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        asked = {"messages": [{"role": "user", "content": "Well?"}], "response_format": format}
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+        (choice,) = client.chat.completions.create(model=MODEL, max_tokens=64, **asked).choices
+        assert json.loads(choice.message.content or "")["mood"] in ("good", "bad")
+        assert [model.id for model in client.models.list()] == [MODEL]
+    finally:
+        server.stop()
 
 
 def test_weaviate_answers(weaviate: str) -> None:
