@@ -171,6 +171,21 @@ def missing(
     return Together(choices)
 
 
+_LACKING = """
+FROM outcomes o
+JOIN records r ON r.id = o.record_id AND NOT r.deleted
+ AND r.topic_id = o.root_topic_id AND r."offset" = o.root_offset
+WHERE o.stage = %(stage)s AND o.outcome = 'ok' AND NOT o.result ? %(part)s
+"""
+
+
+def lacking(group: Group, part: str, platforms: Sequence[str] = ()) -> Query:
+    """Records whose result of a stage has no part of this name."""
+    source = _LACKING + (_OF_PLATFORM if platforms else "")
+    parameters = {"stage": group.short, "part": part, "platforms": list(platforms)}
+    return Query(source, (_QUEUED,), parameters, "o.record_id")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The version that an upgrade leads to. `whole`: a running worker told it, so the part behind

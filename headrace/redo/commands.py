@@ -55,7 +55,7 @@ def list_(
 
     settings = load()
     topology = topologies.load(settings)
-    _known_platforms(topology.platforms, platforms)
+    known_platforms(topology.platforms, platforms)
     filters = letters.Filters(group, cause, platforms)
     with database.reading(settings) as connection:
         found = letters.causes(connection, topology, filters, settled=settled, limit=limit + 1)
@@ -158,14 +158,14 @@ def redrive(
         raise click.UsageError("--canary and --no-canary contradict each other")
     settings = load()
     topology = topologies.load(settings)
-    _known_platforms(topology.platforms, platforms)
+    known_platforms(topology.platforms, platforms)
     found = topology.group(group)
     filters = letters.Filters(found.short, cause, platforms, records)
     if dry_run:
         with database.reading(settings) as connection:
             count = letters.Dead(found, filters, topology).count(connection)
         report = flows.Report(found.short, "dead", found=count)
-        _say(report, as_json, f"{found.short}: {count:,} dead letters would be redriven")
+        say(report, as_json, f"{found.short}: {count:,} dead letters would be redriven")
         return 0
     reach.kafka(settings)
     first = flows.Canary(
@@ -178,7 +178,7 @@ def redrive(
             limit=limit, timeout=timeout, wait=wait,
         )  # fmt: skip
     text = _redriven(report)
-    _say(report, as_json, text)
+    say(report, as_json, text)
     if report.timed_out:
         return LATE
     return DIED if report.stopped else 0
@@ -219,7 +219,7 @@ def requeue(
     settings = load()
     topology = topologies.load(settings)
     group = flows.stage_of(topology, stage)
-    _known_platforms(topology.platforms, platforms)
+    known_platforms(topology.platforms, platforms)
     reach.kafka(settings)
     with display.chosen(as_json) as tell:
         report = flows.requeue(
@@ -232,8 +232,8 @@ def requeue(
     elif not report.found and not report.resent:
         text = f"{group.short} misses nothing that it has passed"
     else:
-        text = _queued(report)
-    _say(report, as_json, text)
+        text = queued(report)
+    say(report, as_json, text)
     return LATE if report.timed_out else 0
 
 
@@ -275,7 +275,7 @@ def upgrade(
     settings = load()
     topology = topologies.load(settings)
     group = flows.stage_of(topology, stage)
-    _known_platforms(topology.platforms, platforms)
+    known_platforms(topology.platforms, platforms)
     wanted = choosing.Wanted(
         platforms,
         moment("--since", since) if since else None,
@@ -292,7 +292,7 @@ def upgrade(
         about = _estimate(group.short, estimate)
         if dry_run or not estimate.records:
             extra = {"seconds": estimate.seconds, "target": str(estimate.target)}
-            _say(one.report, as_json, about, **extra)
+            say(one.report, as_json, about, **extra)
             return 0
         if not yes:
             if as_json or not sys.stdin.isatty():
@@ -303,7 +303,7 @@ def upgrade(
             click.echo(about, err=True)
         with tell:
             report = one.run(limit=limit, wait=wait, timeout=timeout)
-    _say(report, as_json, _queued(report), target=str(estimate.target))
+    say(report, as_json, queued(report), target=str(estimate.target))
     return LATE if report.timed_out else 0
 
 
@@ -324,10 +324,10 @@ def _redriven(report: Any) -> str:
     if not report.queued and not report.resent and not report.canary:
         said = f"{report.group}: there is nothing to redrive"
         return said + (f"; {report.left_out:,} cannot be read again" if report.left_out else "")
-    return _queued(report)
+    return queued(report)
 
 
-def _queued(report: Any) -> str:
+def queued(report: Any) -> str:
     parts = [f"{report.queued:,} queued on {report.group}.redo"]
     if report.resent:
         parts.append(f"{report.resent:,} that an earlier command had noted")
@@ -362,14 +362,14 @@ def _duration(seconds: float) -> str:
     return f"{round(minutes)} min" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
-def _say(report: Any, as_json: bool, text: str, **more: object) -> None:
+def say(report: Any, as_json: bool, text: str, **more: object) -> None:
     if as_json:
         click.echo(json.dumps(report.as_dict() | more, indent=2, ensure_ascii=False))
     else:
         click.echo(text)
 
 
-def _known_platforms(known: Sequence[str], asked: Sequence[str]) -> None:
+def known_platforms(known: Sequence[str], asked: Sequence[str]) -> None:
     for platform in asked:
         if platform not in known:
             raise HeadraceError(f"platform {platform} is not known; there are: {', '.join(known)}")

@@ -200,6 +200,68 @@ def requeue(
     return report
 
 
+# -- a part that results lack
+
+
+class Backfill:
+    """Have a stage make one part of its results where it is missing. Use `with`; with `dry_run`
+    nothing is changed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        group: Group,
+        part: str,
+        tell: Tell,
+        *,
+        platforms: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> None:
+        self._tell = tell
+        self._group = group
+        self._part = part
+        self._dry_run = dry_run
+        made = _looking if dry_run else Sender
+        self._sender: Sender = made(settings, topology, group)
+        self._topology = topology
+        self._choice = choosing.lacking(group, part, platforms)
+        self.report = Report(group.short, "backfill")
+
+    def __enter__(self) -> Backfill:
+        """Raises HeadraceError where the store has outcomes to read and does not run."""
+        sender = self._sender
+        try:
+            sender.__enter__()
+            self._standing = Standing(sender.admin, sender.connection, self._topology, self._group)
+            self._standing.wait_for_store(self._standing.written(), self._tell.say)
+            if not self._dry_run:
+                self.report.resent = sender.resend().queued
+                self._standing.drop_unanswered()
+            self.report.found = self._choice.count(sender.connection)
+        except BaseException:
+            sender.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sender.close()
+
+    @property
+    def found(self) -> int:
+        return self.report.found
+
+    def run(
+        self, *, limit: int | None = None, wait: bool = False, timeout: float | None = None
+    ) -> Report:
+        sender, report, tell = self._sender, self.report, self._tell
+        reason = f"backfill {self._part}"
+        _queue_chosen(sender, self._choice, "backfill", reason, limit, tell, report, [self._part])
+        if wait:
+            _wait_for_answers(sender, self._standing, tell, report, timeout)
+        return report
+
+
 # -- what an older version made
 
 
@@ -343,10 +405,11 @@ def _queue_chosen(
     limit: int | None,
     tell: Tell,
     report: Report,
+    parts: Sequence[str] = (),
 ) -> None:
     if not report.found:
         return
-    sender.begin(kind, reason)
+    sender.begin(kind, reason, parts)
     lines = (line for page in choice.pages(sender.connection, sender.chunk) for line in page)
     total = min(report.found, limit or report.found)
     _send_all(sender, islice(lines, limit), total, tell, report)

@@ -112,17 +112,21 @@ class Maker:
         self._topic_ids = topic_ids
         self._inputs = inputs(topology, group) if group.kind == "stage" else []
 
-    def records(self, ids: Sequence[str], sizes: Sequence[int] = ()) -> Iterator[Redo]:
+    def records(
+        self, ids: Sequence[str], sizes: Sequence[int] = (), parts: Sequence[str] = ()
+    ) -> Iterator[Redo]:
         """What the group would read of these records now; one of which nothing can be read (it was
-        deleted, say) is left out. `sizes`: bytes of each value, as far as they are known."""
+        deleted, say) is left out. `sizes`: bytes of each value, as far as they are known; `parts`:
+        what alone is asked for."""
         for part in _parts(ids, sizes):
             for input in self._inputs:
                 asked = {"ids": list(part), "raw": list(input.raw)}
                 if input.above is None:
-                    yield from map(_raw, self._rows(_RAW, asked))
+                    for row in self._rows(_RAW, asked):
+                        yield _raw(row, tuple(parts))
                     continue
                 for row in self._rows(_ABOVE, asked | {"above": input.above.short}):
-                    made = self._envelope(input.above, row)
+                    made = self._envelope(input.above, row, tuple(parts))
                     if made is not None:
                         yield made
 
@@ -139,7 +143,7 @@ class Maker:
         cursor = self._connection.cursor(row_factory=namedtuple_row)
         return cursor.execute(query.encode(), parameters).fetchall()
 
-    def _envelope(self, above: Group, row: Any) -> Redo | None:
+    def _envelope(self, above: Group, row: Any, parts: tuple[str, ...]) -> Redo | None:
         topic = self._topology.by_name(row.input_topic)
         output = above.output(topic) if topic else None
         if output is None:
@@ -163,7 +167,7 @@ class Maker:
         else:
             value["result"] = row.result
         place = Position(output.name, row.out_partition, row.out_offset)
-        lineage = Lineage(_revision(row), _plain(row.run), max(row.rank, 0), 0, (), place)
+        lineage = Lineage(_revision(row), _plain(row.run), max(row.rank, 0), 0, parts, place)
         return Redo(row.id, row.id.encode(), orjson.dumps(value), [(HEADER, lineage.pack())])
 
     def _stage_letter(self, row: Any) -> Redo | None:
@@ -197,9 +201,9 @@ class Maker:
         return Redo(row.id, row.key, row.value, [*kept, (PLACE, origin.pack())])
 
 
-def _raw(row: Any) -> Redo:
+def _raw(row: Any, parts: tuple[str, ...]) -> Redo:
     place = Position(row.topic, row.partition, row.at)
-    lineage = Lineage(_revision(row), _plain(row.run), 0, 0, (), place)
+    lineage = Lineage(_revision(row), _plain(row.run), 0, 0, parts, place)
     return Redo(row.id, row.id.encode(), row.value.encode(), [(HEADER, lineage.pack())])
 
 

@@ -29,8 +29,8 @@ from headrace.stream.topology import Group, Topology
 FLUSH_SECONDS = 60.0
 
 _NOTE = """
-INSERT INTO redo ("group", record_id, reason, order_id, letter, state)
-SELECT %s, noted.id, %s, %s, noted.letter, 'sending'
+INSERT INTO redo ("group", record_id, reason, order_id, parts, letter, state)
+SELECT %s, noted.id, %s, %s, %s, noted.letter, 'sending'
 FROM unnest(%s::text[], %s::bigint[]) AS noted (id, letter)
 ORDER BY noted.id
 ON CONFLICT DO NOTHING
@@ -57,7 +57,7 @@ DELETE FROM redo WHERE "group" = %s AND record_id = ANY(%s) AND state = 'sending
 """
 
 _LEFT_BEHIND = """
-SELECT q.record_id, q.letter, coalesce(octet_length(r.value), length(d.value), 0)
+SELECT q.record_id, q.letter, coalesce(octet_length(r.value), length(d.value), 0), q.parts
 FROM redo q
 LEFT JOIN records r ON q.letter IS NULL AND r.id = q.record_id
 LEFT JOIN dead_letters d ON d.id = q.letter
@@ -79,11 +79,13 @@ class Sent(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is to be queued: a record, and the dead letter if it is one; bytes of its value."""
+    """What is to be queued: a record, and the dead letter if it is one; bytes of its value; names
+    of the parts that alone are asked for, with commas."""
 
     record_id: str
     size: int = 0
     letter: int | None = None
+    parts: str | None = None
 
 
 class Sender:
@@ -96,6 +98,7 @@ class Sender:
         self.group = group
         self.chunk = settings.redo.chunk
         self._order: int | None = None
+        self._parts: str | None = None
         self._failed: KafkaError | None = None
         self.admin = clients.admin(settings)
         try:
@@ -134,14 +137,16 @@ class Sender:
         while rows := self.connection.execute(
             _LEFT_BEHIND, [self.group.short, after, self.chunk]
         ).fetchall():
-            lines = [Line(record_id, size, letter) for record_id, letter, size in rows]
+            lines = [
+                Line(record_id, size, letter, parts) for record_id, letter, size, parts in rows
+            ]
             total += self._send(lines)
             after = lines[-1].record_id
             tell(total.queued)
         return total
 
-    def begin(self, kind: str, reason: str) -> None:
-        """What is queued from now on belongs to a new order."""
+    def begin(self, kind: str, reason: str, parts: Sequence[str] = ()) -> None:
+        """What is queued from now on belongs to a new order, which may ask for parts alone."""
         names = [topic.name for topic in self.group.outputs]
         partitions = [(name, n) for name, count in self._partitions(names) for n in range(count)]
         ends: dict[str, dict[str, int]] = {}
@@ -154,13 +159,14 @@ class Sender:
         ).fetchone()
         assert row is not None
         self._reason, self._order = reason, int(row[0])
+        self._parts = ",".join(parts) or None
 
     def send(self, lines: Sequence[Line]) -> Sent:
         """Queue a chunk; what is queued already is left out."""
         assert self._order is not None, "begin an order first"
         if not lines:
             return Sent(0, 0)
-        by_id = {line.record_id: line for line in lines}
+        by_id = {line.record_id: line._replace(parts=self._parts) for line in lines}
         noted = postgres.again(lambda: self._note(list(by_id.values())))
         sent = self._send([line for name, line in by_id.items() if name in noted])
         self.connection.execute(
@@ -187,6 +193,7 @@ class Sender:
                 self.group.short,
                 self._reason,
                 self._order,
+                self._parts,
                 [line.record_id for line in lines],
                 [line.letter for line in lines],
             ],
@@ -202,9 +209,10 @@ class Sender:
             for message in found:
                 self._produce(message)
                 made.add(letters[int(message.name)].record_id)
-        if records:
-            ids = [line.record_id for line in records]
-            for message in self._make.records(ids, [line.size for line in records]):
+        for parts in dict.fromkeys(line.parts for line in records):
+            alike = [line for line in records if line.parts == parts]
+            ids, sizes = [line.record_id for line in alike], [line.size for line in alike]
+            for message in self._make.records(ids, sizes, parts.split(",") if parts else ()):
                 self._produce(message)
                 made.add(str(message.name))
         self._flush()
