@@ -38,10 +38,11 @@ TABLES = {
         "text name type method", "record_id stage revision version"
     ),
     "vectors": _table("vector", "record_id space stage version root_topic_id"),
+    "scores": _table("scores", "record_id stage version root_topic_id"),
     "dead_letters": _table(
         "record_key reason exception key value headers", "group topic topic_id"
     ),
-    "redo": _table("reason", "group record_id state"),
+    "redo": _table("reason", "group record_id state parts"),
     "search_errors": _table("reason", "record_id collection"),
     "dim_author": _table("name", ""),
     "forget_orders": _table("subject", "id made_by selection state progress counts"),
@@ -65,6 +66,7 @@ PLAIN_TABLES = {
     "redo_orders": "commands that queued work",
     "runs": "paths and counts",
     "schedules": "schedules of groups",
+    "score_dimensions": "names and weights of dimensions",
     "search_collections": "names of collections",
     "search_dirty": "ids",
     "search_written": "ids",

@@ -28,6 +28,8 @@ _FOUND = {
     " USING (record_id) WHERE f.order_id = %s",
     "vectors": "SELECT count(*) FROM vectors v JOIN forget_records f USING (record_id)"
     " WHERE f.order_id = %s",
+    "scores": "SELECT count(*) FROM scores s JOIN forget_records f USING (record_id)"
+    " WHERE f.order_id = %s",
     "redo": "SELECT count(*) FROM redo d JOIN forget_records f USING (record_id)"
     " WHERE f.order_id = %s",
 }
@@ -52,6 +54,7 @@ WHERE o.record_id = r.id AND r.id = ANY(%s) AND r.deleted
 _TAKE_OUT = {
     "entity_mentions": "DELETE FROM entity_mentions WHERE record_id = ANY(%s)",
     "vectors": "DELETE FROM vectors WHERE record_id = ANY(%s)",
+    "scores": "DELETE FROM scores WHERE record_id = ANY(%s)",
     "redo": "DELETE FROM redo WHERE record_id = ANY(%s)",
     "search_errors": "DELETE FROM search_errors WHERE record_id = ANY(%s)",
     "dead_letters": "DELETE FROM dead_letters WHERE record_key = ANY(%s)",

@@ -38,7 +38,7 @@ _LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace forget ' || current_sche
 # Whose dead tuples hold content until PostgreSQL cleans them.
 _VACUUMED = (
     "records", "outcomes", "entity_mentions", "vectors", "dead_letters", "redo", "dim_author",
-    "search_errors",
+    "search_errors", "scores",
 )  # fmt: skip
 
 

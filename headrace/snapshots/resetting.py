@@ -43,6 +43,7 @@ _COUNTS = {
     "outcomes": "SELECT count(*) FROM outcomes WHERE stage = ANY(%s)",
     "mentions": "SELECT count(*) FROM entity_mentions WHERE stage = ANY(%s)",
     "vectors": "SELECT count(*) FROM vectors WHERE stage = ANY(%s)",
+    "scores": "SELECT count(*) FROM scores WHERE stage = ANY(%s)",
     "dead letters": 'SELECT count(*) FROM dead_letters WHERE "group" = ANY(%s)',
     "queued to be done again": 'SELECT count(*) FROM redo WHERE "group" = ANY(%s)',
 }
@@ -56,6 +57,7 @@ _DELETES = (
     "DELETE FROM outcomes WHERE stage = ANY(%(stages)s) AND record_id = ANY(%(ids)s)",
     "DELETE FROM entity_mentions WHERE stage = ANY(%(stages)s) AND record_id = ANY(%(ids)s)",
     "DELETE FROM vectors WHERE stage = ANY(%(stages)s) AND record_id = ANY(%(ids)s)",
+    "DELETE FROM scores WHERE stage = ANY(%(stages)s) AND record_id = ANY(%(ids)s)",
 )
 
 

@@ -28,6 +28,8 @@ INCLUDED: dict[str, Content | None] = {
     "outcomes": Content("record_id", ("outcome", "deleted")),
     "entity_mentions": Content("record_id"),
     "vectors": Content("record_id"),
+    "scores": Content("record_id"),
+    "score_dimensions": None,  # the weights that the scores were reckoned with
     "runs": None,
     "dead_letters": Content("record_key"),
     "offsets": None,

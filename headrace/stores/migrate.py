@@ -13,7 +13,7 @@ from psycopg import sql
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
-from headrace.stores import postgres, views
+from headrace.stores import postgres, scoring, views
 
 if TYPE_CHECKING:
     from headrace.stream.topology import Group, Topology
@@ -141,6 +141,7 @@ def _migrate(
             connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(view)))
         run_alembic(connection, settings.project)
         _note_stages(connection, stages)
+        scoring.begin(connection, settings)
         for statement in statements:
             connection.execute(statement.encode())
         _let_read(connection, settings)
