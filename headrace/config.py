@@ -157,7 +157,11 @@ class Embeddings(Section):
 class Search(Section):
     enabled: bool = True  # false: nothing is marked for Weaviate
     collections: dict[str, str] = Field(  # names by kind of record, after the project's
-        default_factory=lambda: {"default": "{platform}Post", "community": "{platform}Community"}
+        default_factory=lambda: {
+            "default": "{platform}Post",
+            "community": "{platform}Community",
+            "persona": "{platform}Persona",
+        }
     )
     settle_seconds: Annotated[float, Field(gt=0)] = 120.0  # then what was written is compared
     semantic_share: Annotated[float, Field(ge=0, le=1)] = 0.6  # of a hybrid search's score

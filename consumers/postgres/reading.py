@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import orjson
 from confluent_kafka import Message
 
+from consumers.postgres import graph as graphs
+from consumers.postgres.graph import Came
 from consumers.postgres.merge import NO_WHOLE, Place, State, Vector, merge
+from headrace import decisions
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.stream import schemas
@@ -26,6 +30,7 @@ VECTORS = "embeddings"  # the facet whose results carry vectors
 _ERRORS = "__connect.errors."
 _REASON = 500  # characters
 _KEY = 500  # characters of a message's key, as tables have it
+_LAST_MS = 253_402_214_400_000  # 9999-12-31: a foreign message may name any time
 
 
 class Raw(NamedTuple):
@@ -71,10 +76,20 @@ class Receipt(NamedTuple):
     place: Place
 
 
+class Decision(NamedTuple):
+    """A person's answer; without a value it is taken back. `at` as PostgreSQL reads it."""
+
+    value: Any
+    at: str
+    by: str | None
+    place: Place
+
+
 @dataclass(slots=True)
 class Batch:
     """What a batch of messages says. `own` are the letters of this group among `letters`, `last`
-    the last place of an outcome where several of one record and stage came."""
+    the last place of an outcome where several of one record and stage came, `graphs` the outcomes
+    of stages whose results are graphs, one by one."""
 
     records: dict[str, Raw] = field(default_factory=dict)
     outcomes: dict[tuple[str, str], State] = field(default_factory=dict)
@@ -83,6 +98,8 @@ class Batch:
     own: list[str] = field(default_factory=list)
     redone: list[Redone] = field(default_factory=list)
     last: dict[tuple[str, str], Place] = field(default_factory=dict)
+    graphs: dict[tuple[str, str], list[Came]] = field(default_factory=dict)
+    decisions: dict[tuple[str, str], Decision] = field(default_factory=dict)
 
 
 Read = Callable[[Message, Batch], None]
@@ -166,6 +183,8 @@ class Reader:
             return self._enriched(topic, stage, topic_id)
         if topic.short == "runs":
             return self._receipt(topic, topic_id)
+        if topic.short == decisions.TOPIC:
+            return self._decision(topic, topic_id)
         owner = self._topology.group_of(topic)
         if owner is None or topic != owner.dlt:
             raise HeadraceError(
@@ -230,6 +249,33 @@ class Reader:
             stands = batch.receipts.get(value["run"])
             if stands is None or place.after(stands.place):
                 batch.receipts[value["run"]] = Receipt(value, place)
+
+        return read
+
+    def _decision(self, topic: Topic, topic_id: Callable[[str], str]) -> Read:
+        check, name = self._check(topic), topic.name
+
+        def read(message: Message, batch: Batch) -> None:
+            place = Place(
+                topic_id(name), _int(message.partition()), _offset(message),
+                message.timestamp()[1],
+            )  # fmt: skip
+            key = message.key()
+            about = decisions.parted(key if isinstance(key, bytes) else (key or "").encode())
+            if about is None:
+                raise Fault("its key is not <subject>/<action>")
+            if message.value() is None:
+                at = datetime.fromtimestamp(min(max(place.at, 0), _LAST_MS) / 1000, UTC)
+                found = Decision(None, at.isoformat(), None, place)
+            else:
+                value, _ = _json(message)
+                check(value)
+                if (value["subject"], value["action"]) != about:
+                    raise Fault("its key is not <subject>/<action>")
+                found = Decision(value["value"], value["at"], value.get("by"), place)
+            stands = batch.decisions.get(about)
+            if stands is None or place.after(stands.place):
+                batch.decisions[about] = found
 
         return read
 
@@ -347,7 +393,7 @@ def _keep_outcome(
     lineage: Lineage,
     out: Place,
 ) -> None:
-    stage, vector = group.short, None
+    stage, vector, graph = group.short, None, None
     record_id, outcome, result = value["id"], value["outcome"], value.get("result")
     if message.key() != record_id.encode():
         raise Fault("its key is not the record's id")
@@ -359,6 +405,10 @@ def _keep_outcome(
         raise Fault("it is an outcome `ok` without a result")
     elif group.facet == VECTORS and "vector" in result:
         vector = _vector(result)
+    elif group.facet == graphs.PERSONAS:
+        if lineage.parts:
+            raise Fault(f"an outcome of {stage} is whole, it has no parts")
+        result, graph = graphs.taken(record_id, value["platform"], result)
     input_rank, parts = lineage.input_rank, None
     if lineage.parts and result is not None:
         order = [lineage.input_rank, lineage.rank, *out]
@@ -384,6 +434,8 @@ def _keep_outcome(
         vector,
     )
     key = (record_id, stage)
+    if group.facet == graphs.PERSONAS:
+        batch.graphs.setdefault(key, []).append(Came(state, graph))
     stands = batch.outcomes.get(key)
     if stands is None:
         batch.outcomes[key] = state

@@ -16,8 +16,9 @@ from typing import Any
 import orjson
 import psycopg
 
+from consumers.postgres import graph as graphs
 from consumers.postgres.merge import Place, Served, State, merge
-from consumers.postgres.reading import Batch, Letter, Raw, Receipt, Redone
+from consumers.postgres.reading import Batch, Decision, Letter, Raw, Receipt, Redone
 from headrace.search import marks as search
 from headrace.slug import slug
 from headrace.stores import authors
@@ -151,6 +152,24 @@ WHERE d."group" = came."group" AND d.topic = came.topic AND d.partition = came.p
   AND d."offset" = came."offset" AND d.resolved_at IS NULL
 """
 
+_UPSERT_DECISION = """
+INSERT INTO decisions AS d (subject, action, value, "at", "by", record_id, topic_id, "offset",
+                            appended)
+VALUES (%s, %s, %s::jsonb, %s, %s, record_of(%s), %s, %s, %s)
+ON CONFLICT (subject, action) DO UPDATE SET
+  value = excluded.value, "at" = excluded."at", "by" = excluded."by",
+  topic_id = excluded.topic_id, "offset" = excluded."offset", appended = excluded.appended,
+  stored_at = now(), row_version = nextval('record_changes')
+WHERE newer(excluded.topic_id, excluded."offset", excluded.appended,
+            d.topic_id, d."offset", d.appended)
+"""
+
+# Their personas have no object where the community is deleted.
+_MARK_PERSONAS = """
+INSERT INTO search_dirty (record_id)
+SELECT id FROM nodes WHERE root_id = ANY(%s) AND kind = 'persona' AND superseded_at IS NULL
+"""
+
 _UPSERT_RUN = """
 INSERT INTO runs AS r (run, state, platform, kind, started_at, ended_at, records, rejected, receipt,
                        topic_id, "offset", appended)
@@ -241,6 +260,10 @@ class Writer:
             connection, {(raw.value["platform"],) for raw in batch.records.values()}
         )
         self._runs.resolve(connection, {(raw.run,) for raw in batch.records.values() if raw.run})
+        for came in batch.graphs.values():
+            self._platforms.resolve(
+                connection, {(one.graph.platform,) for one in came if one.graph}
+            )
         named, communities = set(), set()
         for raw in raws:
             platform = self._platforms[(raw.value["platform"],)]
@@ -274,8 +297,11 @@ class Writer:
             if not self._eager_records.copy(connection, "records", RECORD, lines):
                 copy(connection, "incoming_records", RECORD, lines)
                 connection.execute(_UPSERT_RECORDS.encode())
+        nodes: set[str] = set()
         if batch.outcomes:
-            self._write_outcomes(connection, batch.outcomes)
+            stood = self._write_outcomes(connection, batch.outcomes)
+            if batch.graphs:
+                nodes = graphs.write(connection, batch.graphs, stood, self._platforms)
             if connection.execute("SELECT EXISTS (SELECT FROM redo)").fetchone() == (True,):
                 connection.execute(_HASHING, ["off"])
                 connection.execute(_DELETE_ANSWERED, _last_places(batch))
@@ -283,8 +309,17 @@ class Writer:
         if batch.redone:
             self._write_redone(connection, batch.redone)
         if self._marks:
-            search.mark(connection, batch.records.keys() | {key for key, _ in batch.outcomes})
+            changed = batch.records.keys() | {key for key, _ in batch.outcomes} | nodes
+            changed |= {subject for subject, _ in batch.decisions}
+            search.mark(connection, changed)
+            if communities := [key for key in batch.records if key.startswith("community:")]:
+                connection.execute(_MARK_PERSONAS, [communities])
         with connection.cursor() as cursor:
+            if batch.decisions:
+                rows = [
+                    _decision_row(*key, batch.decisions[key]) for key in sorted(batch.decisions)
+                ]
+                cursor.executemany(_UPSERT_DECISION, rows)
             if batch.receipts:
                 cursor.executemany(_UPSERT_RUN, [_run_row(r) for r in batch.receipts.values()])
             if batch.letters:
@@ -303,7 +338,9 @@ class Writer:
 
     def _write_outcomes(
         self, connection: psycopg.Connection, came: Mapping[tuple[str, str], State]
-    ) -> None:
+    ) -> Mapping[tuple[str, str], State]:
+        """Returns what stood of them before."""
+        stood: Mapping[tuple[str, str], State] = {}
         lines = [_outcome(came[key]) for key in sorted(came)]
         served: Iterable[State] = came.values()
         if not self._eager_outcomes.copy(connection, "outcomes", OUTCOME, lines):
@@ -312,7 +349,8 @@ class Writer:
             if len(inserted) < len(came):
                 rest = came.keys() - set(inserted)
                 served = [came[key] for key in inserted]
-                served += self._merge_outcomes(connection, [came[key] for key in rest])
+                renewed, stood = self._merge_outcomes(connection, [came[key] for key in rest])
+                served += renewed
         mentions = [line for state in served for line in self._mention_lines(state)]
         if mentions:
             copy(connection, "entity_mentions", MENTION, mentions)
@@ -320,6 +358,7 @@ class Writer:
         if vectors:
             copy(connection, "incoming_vectors", VECTOR, vectors)
             connection.execute(_UPSERT_VECTORS.encode())
+        return stood
 
     def _write_redone(self, connection: psycopg.Connection, redone: Sequence[Redone]) -> None:
         """What this group did again: its order is answered, and what it took is no dead letter."""
@@ -329,8 +368,11 @@ class Writer:
         if taken:
             connection.execute(_RESOLVE, [list(column) for column in zip(*taken, strict=True)])
 
-    def _merge_outcomes(self, connection: psycopg.Connection, came: Sequence[State]) -> list[State]:
-        """Merge into rows that stand; returns those whose mentions are now to be written."""
+    def _merge_outcomes(
+        self, connection: psycopg.Connection, came: Sequence[State]
+    ) -> tuple[list[State], Mapping[tuple[str, str], State]]:
+        """Merge into rows that stand; returns those whose mentions are now to be written, and what
+        stood."""
         standing = {
             (state.record_id, state.stage): state
             for state in map(_stored, connection.execute(_STANDING.encode(), _keys(came)))
@@ -352,7 +394,7 @@ class Writer:
         with_vectors = [state for state in renewed if state.stage in self._with_vectors]
         if with_vectors:
             connection.execute(_DELETE_VECTORS, _served_roots(with_vectors))
-        return renewed
+        return renewed, standing
 
     def _mention_lines(self, state: State) -> Iterator[str]:
         mentions = _mentions(state)
@@ -567,6 +609,12 @@ def _run_row(receipt: Receipt) -> tuple[Any, ...]:
         place.offset,
         place.at,
     )
+
+
+def _decision_row(subject: str, action: str, decision: Decision) -> tuple[Any, ...]:
+    value, at, by, place = decision
+    kept = None if value is None else orjson.dumps(value).decode()
+    return (subject, action, kept, at, by, subject, place.topic_id, place.offset, place.at)
 
 
 def _letter_row(letter: Letter) -> tuple[Any, ...]:

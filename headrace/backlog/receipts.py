@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from headrace.config import Settings
-from headrace.errors import HeadraceError, ServerUnavailable
-from headrace.stream import clients, topology
-
-READ_SECONDS = 60.0
+from headrace.errors import HeadraceError
+from headrace.stream import topology, whole
 
 Where = tuple[str, int]  # topic (full name), partition
 
@@ -111,7 +107,7 @@ def runs(settings: Settings) -> dict[str, Receipt]:
     """All runs by id, each by its newest receipt."""
     topic = topology.load(settings).topic("runs").name
     found: dict[str, Receipt] = {}
-    for message in _scan(settings, topic):
+    for message in whole.read(settings, topic):
         try:
             value = orjson.loads(message.value() or b"null")
             if isinstance(value, dict) and value.get("type") == "run":
@@ -119,53 +115,3 @@ def runs(settings: Settings) -> dict[str, Receipt]:
         except (KeyError, TypeError, ValueError, AttributeError):
             continue  # a foreign message
     return found
-
-
-def _scan(settings: Settings, topic: str) -> Iterator[Message]:
-    """Everything that stands on a topic's partition 0 now.
-
-    Receipts are written outside of transactions. Reading the uncommitted sees them though a
-    publisher's transaction, which holds its progress notes, may be open before them.
-    """
-    where = (topic, 0)
-    with clients.admin(settings) as admin:
-        if topic not in admin.topics():
-            return
-        end = admin.ends([where], stable=False)[where]
-        position = admin.starts([where])[where]
-    if position >= end:
-        return
-    consumer = Consumer(
-        clients.consumer_conf(
-            settings,
-            f"{settings.project}.receipts",
-            **{
-                "group.protocol": "classic",
-                "isolation.level": "read_uncommitted",
-                "enable.partition.eof": True,
-                "auto.offset.reset": "earliest",  # compaction may move the start meanwhile
-            },
-        )
-    )
-    deadline = time.monotonic() + READ_SECONDS
-    try:
-        consumer.assign([TopicPartition(topic, 0, position)])
-        while position < end:
-            if time.monotonic() > deadline:
-                raise ServerUnavailable(
-                    f"topic {topic} could not be read to its end within {READ_SECONDS:.0f} s"
-                )
-            # Not `consume`: that waits for its whole timeout at the end.
-            message = consumer.poll(0.5)
-            if message is None:
-                continue
-            error = message.error()
-            if error is None:
-                position = (message.offset() or 0) + 1
-                yield message
-            elif error.code() == KafkaError._PARTITION_EOF:
-                position = max(position, message.offset() or 0, end)
-            elif not error.retriable():
-                raise ServerUnavailable(f"Kafka does not show {topic}: {error.str()}")
-    finally:
-        consumer.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.search.versions import ROW_VERSION
+
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
@@ -27,6 +29,9 @@ NAMES = (
     "platform_metrics",
     "coverage",
     "communities",
+    "persona_history",
+    "personas",
+    "searched",
     "entities",
     "posts",
     "record_status",
@@ -119,6 +124,63 @@ LEFT JOIN records r ON r.id = d.record_key
 LEFT JOIN outcomes o ON o.record_id = d.record_key AND o.stage = d."group"
 """
 
+# What an object in Weaviate is made of: a record, or a persona that is served. A version grows with
+# each change of the row, of an outcome, or of a decision.
+SEARCHED = f"""
+CREATE VIEW searched AS
+SELECT r.id, r.platform_id, r.kind, r.deleted, {ROW_VERSION} AS row_version
+FROM records r
+UNION ALL
+SELECT n.id, n.platform_id, n.kind,
+       n.superseded_at IS NOT NULL
+         OR EXISTS (SELECT FROM decisions d
+                    WHERE d.subject = n.id AND d.action = 'hide' AND d.value IS NOT NULL)
+         OR EXISTS (SELECT FROM records r WHERE r.id = n.root_id AND r.deleted),
+       (n.row_version + coalesce(
+         (SELECT sum(d.row_version) FROM decisions d WHERE d.subject = n.id), 0))::bigint
+FROM nodes n
+WHERE n.kind = 'persona'
+"""
+
+_PERSONA = """
+       {of}->>'age_range' AS age_range, {of}->>'occupation' AS occupation,
+       {of}->'interests' AS interests, {of}->'goals' AS goals, {of}->'frustrations' AS frustrations,
+       {of}->>'tone_of_voice' AS tone_of_voice, {of}->'typical_posts' AS typical_posts,
+       {of}->'evidence' AS evidence, (n.properties->>'set')::integer AS set"""
+_OF_COMMUNITY = """
+LEFT JOIN dim_platform p ON p.id = n.platform_id
+LEFT JOIN nodes c ON c.id = n.root_id
+LEFT JOIN records r ON r.id = n.root_id
+LEFT JOIN decisions hidden
+  ON hidden.subject = n.id AND hidden.action = 'hide' AND hidden.value IS NOT NULL"""
+_SHOWN = "n.kind = 'persona' AND hidden.subject IS NULL AND r.deleted IS NOT TRUE"
+
+# What people decided about a persona holds for every later answer of the stage.
+PERSONAS = f"""
+CREATE VIEW personas AS
+SELECT n.id, n.root_id AS community_id, p.name AS platform, coalesce(r.title, c.name) AS community,
+       coalesce(edit.value->>'name', n.name) AS name,{_PERSONA.format(of="v.properties")},
+       locked.subject IS NOT NULL AS locked, edit.subject IS NOT NULL AS edited,
+       n.properties->>'model' AS model, n.version, n.created_at,
+       greatest(n.stored_at, edit.stored_at) AS updated_at
+FROM nodes n{_OF_COMMUNITY}
+LEFT JOIN decisions locked
+  ON locked.subject = n.id AND locked.action = 'lock' AND locked.value IS NOT NULL
+LEFT JOIN decisions edit
+  ON edit.subject = n.id AND edit.action = 'edit' AND jsonb_typeof(edit.value) = 'object'
+CROSS JOIN LATERAL (SELECT n.properties || coalesce(edit.value, '{{}}') AS properties) v
+WHERE {_SHOWN} AND n.superseded_at IS NULL
+"""
+
+PERSONA_HISTORY = f"""
+CREATE VIEW persona_history AS
+SELECT n.id, n.root_id AS community_id, p.name AS platform, coalesce(r.title, c.name) AS community,
+       n.name,{_PERSONA.format(of="n.properties")},
+       n.properties->>'model' AS model, n.version, n.created_at, n.superseded_at
+FROM nodes n{_OF_COMMUNITY}
+WHERE {_SHOWN} AND n.superseded_at IS NOT NULL
+"""
+
 COVERAGE = """
 CREATE VIEW coverage AS
 SELECT p.name AS platform, s.stage, count(*) AS records,
@@ -151,6 +213,7 @@ SELECT m.* FROM metrics m JOIN job_current c ON c.run = m.run
 def statements(stages: Sequence[StageRow], coverage_level: float) -> list[str]:
     """CREATE VIEW and COMMENT statements, in the order they need each other."""
     made = [STAGE_STATUS, SERVED, _record_status(stages), _posts(stages), ENTITIES, LETTERS]
+    made += [SEARCHED, PERSONAS, PERSONA_HISTORY]
     made += [_communities(stages), COVERAGE, _platform_metrics(stages, coverage_level)]
     made += [METRICS_HISTORY, METRICS_CURRENT]
     facets = {stage.facet for stage in stages}
@@ -280,16 +343,18 @@ WITH counted AS (
   SELECT posts.platform, d.slug, count(*) FILTER (WHERE kind = 'post') AS posts,
          count(*) FILTER (WHERE kind = 'comment') AS comments,
          count(DISTINCT author) AS authors, {mean} AS sentiment,
-         min(created_at) AS first_at, max(created_at) AS last_at
+         min(created_at) AS first_at, max(created_at) AS last_at, min(ingested_at) AS stored_at
   FROM posts
   JOIN dim_platform p ON p.name = posts.platform
   JOIN dim_community d ON d.platform_id = p.id AND d.name = posts.community
   GROUP BY posts.platform, d.slug
 ), described AS (
-  SELECT DISTINCT ON (p.name, d.slug) p.name AS platform, d.slug, r.id, r.title, r.text, r.metrics
+  SELECT DISTINCT ON (p.name, d.slug) p.name AS platform, d.slug, r.id, r.title, r.text, r.metrics,
+         r.ingested_at, n.properties, n.created_at AS enriched_at
   FROM records r
   JOIN dim_platform p ON p.id = r.platform_id
   JOIN dim_community d ON d.id = r.community_id
+  LEFT JOIN nodes n ON n.id = r.id AND n.kind = 'community' AND n.superseded_at IS NULL
   WHERE r.kind = 'community' AND NOT r.deleted
   ORDER BY p.name, d.slug, r.id
 )
@@ -298,7 +363,11 @@ SELECT platform, slug, coalesce(e.title, (
          WHERE p.name = platform AND d.slug = slugs.slug)) AS name,
        e.id, e.text AS description, coalesce(c.posts, 0) AS posts,
        coalesce(c.comments, 0) AS comments, coalesce(c.authors, 0) AS authors, c.sentiment,
-       c.first_at, c.last_at, e.metrics AS published_counts
+       c.first_at, c.last_at, e.metrics AS published_counts,
+       e.properties->>'about' AS about, e.properties->>'tone' AS tone,
+       e.properties->'themes' AS themes,
+       (SELECT count(*) FROM personas WHERE community_id = e.id) AS personas,
+       least(e.ingested_at, c.stored_at) AS created_at, e.enriched_at
 FROM (SELECT platform, slug FROM counted UNION SELECT platform, slug FROM described) slugs
 LEFT JOIN counted c USING (platform, slug)
 LEFT JOIN described e USING (platform, slug)
@@ -377,6 +446,16 @@ def _comments(level: float) -> dict[str, str]:
             "the record has a newer revision, or was deleted"
         ),
         "communities": "Communities with counts of what is stored, and what was published of them",
+        "communities.about": "What it is about, its tone and themes, by the stage personas",
+        "communities.personas": "How many personas are served of it",
+        "communities.created_at": "When it first came here, or a post of it",
+        "communities.enriched_at": "When its first personas came here",
+        "personas": "Personas that are served, as people edited them; hidden ones left out",
+        "personas.set": "Number of the set that is served of its community",
+        "personas.edited": "A person changed fields of it (`headrace personas edit`)",
+        "personas.locked": "A person keeps it for later sets (`headrace personas lock`)",
+        "persona_history": "Personas of earlier sets, as they were made",
+        "searched": "What can be searched, and its version; deleted: it has no object",
         "coverage": "Per platform and stage: records = ok + dropped + dead + pending",
         "coverage.coverage": "ok / records that the stage does not drop; empty if it drops all",
         "platform_metrics": "Volume, engagement, sentiment and top entities per platform",

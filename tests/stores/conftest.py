@@ -85,7 +85,7 @@ class Database:
     def empty(self) -> None:
         self.sql(
             "TRUNCATE records, outcomes, entity_mentions, vectors, dead_letters, offsets, redo,"
-            " runs"
+            " runs, nodes, edges, decisions"
         )
 
     def close(self) -> None:
