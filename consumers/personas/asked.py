@@ -1,4 +1,4 @@
-"""What a model is asked: the content that the prompt is filled with, and the shape of the answer."""
+"""What a model is asked: the content that fills the prompt, and the shape of the answer."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class Standing(NamedTuple):
         ]
         if self.cost is not None:
             parts.append(money(self.cost))
-        if self.calls < self.calls_planned:
-            parts.append(f"{duration(self.left)} left" if self.left is not None else "not moving")
+        if self.left is not None and self.calls < self.calls_planned:
+            parts.append(f"{duration(self.left)} left")
         return f"Progress: {' · '.join(parts)}"
 
 

@@ -40,7 +40,8 @@ class Unusable(Exception):
     """The model brings nothing that a persona could be made of."""
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Plan:
     count: int  # personas of a set
     together: int  # in one call
     similarity: float  # more alike: the later one is asked for again
@@ -66,7 +67,8 @@ class Pair(NamedTuple):
         return f"{self.later.body['name']} is {self.earlier.body['name']} ({self.cosine:.2f})"
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Call:
     """What is to be asked next."""
 
     part: str
@@ -82,8 +84,6 @@ class Draft:
     """What a set amounts to so far. `entries` in the order they were made in."""
 
     plan: Plan
-    community: str  # record id
-    set: int
     profile: Body | None = None
     entries: tuple[Entry, ...] = ()
     replaced: tuple[Entry, ...] = ()
@@ -99,11 +99,6 @@ class Draft:
     @property
     def in_places(self) -> list[Entry]:
         return sorted(self.entries, key=lambda entry: entry.place)
-
-    def id(self, entry: Entry) -> str:
-        if entry.round == 0:
-            return str(entry.body["id"])
-        return f"persona:{self.community.partition(':')[2]}:{self.set}-{entry.place:02d}"
 
     def again(self, pairs: Sequence[Pair]) -> Call | None:
         """What is asked for these near-duplicates; None where they stand now."""
@@ -122,9 +117,7 @@ class Draft:
         )
 
 
-def draft(
-    plan: Plan, community: str, set: int, keep: Sequence[Mapping[str, Any]], held: Held
-) -> Draft:
+def draft(plan: Plan, keep: Sequence[Mapping[str, Any]], held: Held) -> Draft:
     """What the answers amount to. Raises Unusable where it makes no sense to ask on."""
     kept = [body for body in keep if body.get("kind") == "persona"]
     profile = next((as_profile(body) for body in keep if body.get("kind") == "community"), None)
@@ -171,8 +164,6 @@ def draft(
     entries.sort(key=lambda entry: entry.round)
     return Draft(
         plan,
-        community,
-        set,
         profile,
         tuple(entries),
         tuple(replaced),
@@ -183,9 +174,7 @@ def draft(
     )
 
 
-def near(
-    entries: Sequence[Entry], vectors: NDArray[np.float32], similarity: float
-) -> list[Pair]:
+def near(entries: Sequence[Entry], vectors: NDArray[np.float32], similarity: float) -> list[Pair]:
     """Those that are more alike to one before them than `similarity` allows, each with the one that
     it is nearest to. `vectors` has a row of length 1 for each entry, in their order. One that is to
     go makes no other one go. What was kept of an earlier set stays."""
@@ -251,12 +240,12 @@ def text_of_community(name: str, profile: Mapping[str, Any]) -> str:
     return ". ".join([name, profile["about"], ", ".join(profile["themes"]), profile["tone"]])
 
 
-# Evidence. A post is shown to the model under a short name, and the name alone leads back to its id:
-# a set that is kept has to be resolved when the community shows other posts.
+# Evidence. A post is shown to the model under a short name, and the name alone leads back to its
+# id: a set that is kept has to be resolved when the community shows other posts.
 
 
 def short(id: str, platform: str) -> str:
-    """"post:reddit:abc" as "abc"; any other id as it is."""
+    """ "post:reddit:abc" as "abc"; any other id as it is."""
     native = id.removeprefix(f"post:{platform}:")
     return id if ":" in native else native
 
@@ -281,7 +270,9 @@ def shown(value: Mapping[str, Any], platform: str, most: int) -> list[Body]:
 def _mains(held: Held) -> list[tuple[int, int, Mapping[str, Any]]]:
     """(number of the call, of its rest, answer) in the order that they were asked in."""
     found = [(match, answer) for part, answer in held.items() if (match := _MAIN.fullmatch(part))]
-    numbered = [(int(match[1]), int(match[3] or 0), int(match[2]), answer) for match, answer in found]
+    numbered = [
+        (int(match[1]), int(match[3] or 0), int(match[2]), answer) for match, answer in found
+    ]
     numbered.sort(key=lambda one: one[:3])
     return [(number, rest, answer) for number, rest, _, answer in numbered]
 

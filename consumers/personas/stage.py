@@ -12,20 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from headrace.llm.asking import Asker
 
-from consumers.personas import asked, lines, making, watching
+from consumers.personas import asked, making, watching
 from consumers.personas.making import Body, Call, Draft, Pair, Plan
 from headrace.config import Settings
 from headrace.graph import persona_id
 from headrace.llm import asking, prompts
-from headrace.llm.asking import Asker
 from headrace.llm.prompts import Prompt
-from headrace.log import get
 from headrace.models import embedding
 from headrace.models.embedding import Embedder, Vectors
 from headrace.stream.stage import Context, Outcome, Process, Record, Retry, dead, deferred, drop, ok
-
-log = get(__name__)
 
 GO_ON_SECONDS = 0.1
 
@@ -78,8 +75,8 @@ class Personas:
         order = self._asker.order(record)
         held = dict(self._asker.kept(record, order.set, self._prompt))
         vectors: dict[str, Vectors] = {}
-        draft = self._draft(record, order, held)
-        self._watch.begins(record, draft, held)
+        draft = self._draft(order, held)
+        self._watch.begins(record, draft, len(held))
         asked_for = 0
         while True:
             call = draft.missing
@@ -98,18 +95,16 @@ class Personas:
                 return deferred(answer.reason)
             asked_for += 1
             held[call.part] = answer.value
-            draft = self._draft(record, order, held)
+            draft = self._draft(order, held)
             self._watch.answered(call, answer.value, draft)
         self._watch.made(len(draft.entries), kept=not asked_for)
         changed = not self._is_of(record, order, posts)
-        return ok(self._result(record, draft, vectors, changed))
+        return ok(self._result(record, order.set, draft, vectors, changed))
 
     # -- asking
 
-    def _draft(
-        self, record: Record, order: asking.Order, held: Mapping[str, Mapping[str, Any]]
-    ) -> Draft:
-        return making.draft(self._plan, record.id, order.set, order.keep, held)
+    def _draft(self, order: asking.Order, held: Mapping[str, Mapping[str, Any]]) -> Draft:
+        return making.draft(self._plan, order.keep, held)
 
     def _task(self, posts: Sequence[Body], call: Call) -> asking.Task:
         return asking.Task(
@@ -127,7 +122,7 @@ class Personas:
 
     def _is_of(self, record: Record, order: asking.Order, posts: Sequence[Body]) -> bool:
         """Whether the set was begun from what stands in the record now."""
-        nothing = self._draft(record, order, {})
+        nothing = self._draft(order, {})
         if nothing.missing is None:
             return True
         item = self._item(record, order.set, posts, nothing, nothing.missing)
@@ -151,20 +146,25 @@ class Personas:
     # -- the result
 
     def _result(
-        self, record: Record, draft: Draft, vectors: Mapping[str, Vectors], changed: bool
+        self,
+        record: Record,
+        set: int,
+        draft: Draft,
+        vectors: Mapping[str, Vectors],
+        changed: bool,
     ) -> dict[str, Any]:
         def vector(text: str) -> str:
             return embedding.encoded(vectors[text])
 
         def persona(entry: making.Entry) -> dict[str, Any]:
             kept = entry.round == 0
-            id = entry.body["id"] if kept else persona_id(record.id, draft.set, entry.place)
+            id = entry.body["id"] if kept else persona_id(record.id, set, entry.place)
             evidence = [making.full(name, record.platform) for name in entry.body["evidence"]]
             own = {"id": id, "vector": vector(making.text_of(entry.body)), "evidence": evidence}
             return {**entry.body, **own}
 
         return {
-            "set": draft.set,
+            "set": set,
             "changed": changed,
             "model": self._asker.model,
             "community": {

@@ -8,6 +8,7 @@ A stage is a module with a `build(context)` that returns a callable of a batch:
         return process
 
 The callable may carry a `version` attribute (its model's, say); it is recorded with each outcome.
+A method `committed` of it is called when a batch has been written for good (to tell so, say).
 """
 
 from __future__ import annotations

@@ -80,6 +80,7 @@ class StageLoop:
                 settings, group.short, group.options, place.worker, place.stopping, self._waiting
             )
         )
+        self._committed: Callable[[], None] = getattr(process, "committed", lambda: None)
         own = getattr(process, "version", "")
         self._version = f"{group.version}+{own}" if own else group.version
         self._writes: Topic = group.outputs[0]  # all of one kind
@@ -144,6 +145,7 @@ class StageLoop:
         if cut.messages:
             self._limits = self._limits_after
             self._place.metrics.committed(self._counts, time.perf_counter() - self._started)
+            self._committed()
         self._measure()
         return bool(cut.messages)
 
