@@ -290,7 +290,8 @@ BEGIN
 END $$
 """
 
-# A claim and then the look for an answer, which sees what was settled until the claim was ours.
+# A claim and then the look for an answer, which sees what was settled until the claim was ours. It
+# need not be on disk: without it nothing is admitted.
 CLAIM = """
 CREATE FUNCTION llm_claim(
   p_stage text, p_owner text, p_lease interval, p_keys bytea[], p_records text[]
@@ -299,6 +300,7 @@ DECLARE
   v_mine bytea[];
   v_calls bigint[];
 BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
   WITH taken AS (
     INSERT INTO llm_claims AS c (key, stage, record_id, owner, until)
     SELECT w.key, p_stage, w.record, p_owner, clock_timestamp() + p_lease
