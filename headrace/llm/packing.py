@@ -46,6 +46,7 @@ class Task:
     pack           items in one call, at most
     output_tokens  expected of one item
     wanted         the schema that is sent, where it asks for more than `schema` insists on
+    values         given to the prompt besides the items; part of the question
     """
 
     prompt: Prompt
@@ -53,6 +54,7 @@ class Task:
     pack: int = 1
     output_tokens: int = 500
     wanted: Mapping[str, Any] | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def validator(self) -> schemas.Validator:
@@ -62,7 +64,8 @@ class Task:
     def reference(self) -> dict[str, Any]:
         """What makes an answer another one, besides its item and the model."""
         prompt = self.prompt
-        return {"prompt": [prompt.name, prompt.version, prompt.digest], "schema": self.schema}
+        said = {"prompt": [prompt.name, prompt.version, prompt.digest], "schema": self.schema}
+        return said | ({"values": self.values} if self.values else {})
 
 
 @dataclass(frozen=True)
@@ -215,9 +218,9 @@ def _messages(settings: Settings, task: Task, items: Sequence[Item]) -> Messages
         redactor = Redactor(settings.llm.redact_names)
         contents = [redactor.value(content) for content in contents]
     if task.pack == 1:
-        return task.prompt.render(**contents[0])
+        return task.prompt.render(**{**task.values, **contents[0]})
     numbered = [{"n": number, **content} for number, content in enumerate(contents, 1)]
-    return task.prompt.render(items=numbered)
+    return task.prompt.render(**{**task.values, "items": numbered})
 
 
 def _wanted(task: Task, endpoint: Endpoint) -> dict[str, Any]:
