@@ -46,7 +46,13 @@ COMMANDS = {
     "dead": ("headrace.redo.commands:dead", "Dead letters: list, show, redrive"),
     "requeue": ("headrace.redo.commands:requeue", "Have a stage do again what it misses"),
     "upgrade": ("headrace.redo.commands:upgrade", "Have a stage do again what is older"),
+    "scores": ("consumers.scores.commands:scores", "Scores by dimension: list, recompute, backfill"),
+    "top": ("consumers.scores.commands:top", "The posts with the highest score"),
     "forget": ("headrace.forget.commands:forget", "Take records out of everything"),
+    "personas": (
+        "consumers.personas.commands:personas",
+        "Personas of communities: list, show, progress, check, export, regenerate, edit, …",
+    ),
     "search": ("headrace.search.commands:search", "Search the records by words and by meaning"),
     "snapshot": (
         "headrace.snapshots.commands:snapshot",

@@ -61,6 +61,12 @@ def committed(personas: int, how: str = "committed") -> str:
     return f"✓ {how} {plural(personas, 'persona')}, {plural(personas, 'relationship')}"
 
 
+def plain(text: object) -> str:
+    """In one line, without characters that a terminal obeys."""
+    flat = " ".join(str(text).split())
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in flat)
+
+
 def plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 

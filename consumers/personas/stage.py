@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from headrace.llm.asking import Asker
 
 from consumers.personas import asked, making, watching
 from consumers.personas.making import Body, Call, Draft, Pair, Plan
 from headrace.config import Settings
 from headrace.graph import persona_id
 from headrace.llm import asking, prompts
+from headrace.llm.asking import Asker
+from headrace.llm.ledger import Order
 from headrace.llm.prompts import Prompt
 from headrace.models import embedding
 from headrace.models.embedding import Embedder, Vectors
@@ -72,8 +73,8 @@ class Personas:
 
     def _made(self, record: Record, posts: Sequence[Body]) -> Outcome:
         began = time.monotonic()
-        order = self._asker.order(record)
-        held = dict(self._asker.kept(record, order.set, self._prompt))
+        order = self._asker.order(record.id)
+        held = dict(self._asker.kept(record.id, order.set, self._prompt))
         vectors: dict[str, Vectors] = {}
         draft = self._draft(order, held)
         self._watch.begins(record, draft, len(held))
@@ -103,7 +104,7 @@ class Personas:
 
     # -- asking
 
-    def _draft(self, order: asking.Order, held: Mapping[str, Mapping[str, Any]]) -> Draft:
+    def _draft(self, order: Order, held: Mapping[str, Mapping[str, Any]]) -> Draft:
         return making.draft(self._plan, order.keep, held)
 
     def _task(self, posts: Sequence[Body], call: Call) -> asking.Task:
@@ -118,9 +119,9 @@ class Personas:
         self, record: Record, set: int, posts: Sequence[Body], draft: Draft, call: Call
     ) -> asking.Item:
         content = asked.content(record.value, record.platform, posts, draft, call)
-        return asking.Item(record, call.part, content, set=set, reason=call.reason)
+        return asking.Item(record.id, call.part, content, set=set, reason=call.reason)
 
-    def _is_of(self, record: Record, order: asking.Order, posts: Sequence[Body]) -> bool:
+    def _is_of(self, record: Record, order: Order, posts: Sequence[Body]) -> bool:
         """Whether the set was begun from what stands in the record now."""
         nothing = self._draft(order, {})
         if nothing.missing is None:

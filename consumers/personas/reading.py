@@ -1,0 +1,125 @@
+"""Communities and their personas out of PostgreSQL, by whatever name a person gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg.rows import dict_row
+
+from consumers.personas import lines, making
+from headrace.errors import HeadraceError
+from headrace.slug import slug
+
+SHOWN = 5  # candidates that are named where a name means several
+
+Row = dict[str, Any]
+
+COLUMNS = (
+    "id", "community_id", "platform", "community", *making.FIELDS, "set", "locked", "edited",
+    "model", "created_at", "updated_at",
+)  # fmt: skip
+
+_COMMUNITIES = """
+SELECT c.id, c.platform, c.slug, c.name, c.description, c.about, c.tone, c.themes, c.personas,
+       c.created_at, o.outcome, o.reason, (o.result->>'set')::integer AS set,
+       coalesce((o.result->>'changed')::boolean, false) AS changed, o.result->>'model' AS model,
+       o.stored_at AS made_at,
+       (SELECT count(*) FROM nodes n WHERE n.root_id = c.id AND n.kind = 'persona'
+          AND n.superseded_at IS NULL) - c.personas AS hidden,
+       (SELECT max(s.number) FROM llm_sets s WHERE s.stage = 'personas' AND s.record_id = c.id)
+         AS ordered
+FROM communities c
+LEFT JOIN outcomes o ON o.record_id = c.id AND o.stage = 'personas'
+WHERE c.id IS NOT NULL
+"""
+
+# A hidden one is found by its id, so that it can be shown again.
+_PERSONA = """
+SELECT n.id, n.root_id AS community_id FROM nodes n
+WHERE n.kind = 'persona' AND n.superseded_at IS NULL AND n.id = ANY(%s)
+"""
+
+
+class Found(NamedTuple):
+    """What somebody meant: a community, or one of its personas."""
+
+    community: str
+    persona: str | None
+
+
+def communities(connection: psycopg.Connection, ids: list[str] | None = None) -> list[Row]:
+    """Those that are known as records, with what the stage made of them."""
+    query = _COMMUNITIES + (" AND c.id = ANY(%s)" if ids is not None else "")
+    cursor = connection.cursor(row_factory=dict_row)
+    cursor.execute((query + " ORDER BY c.id").encode(), [ids] if ids is not None else [])
+    return cursor.fetchall()
+
+
+def personas(connection: psycopg.Connection, community: str | None = None) -> Iterator[Row]:
+    """Those that are served, as they were edited, by community and place; a row at a time."""
+    where = "WHERE community_id = %s" if community else ""
+    query = f'SELECT {_quoted(COLUMNS)} FROM personas {where} ORDER BY community_id, id COLLATE "C"'
+    with connection.cursor("personas", row_factory=dict_row) as cursor:
+        cursor.execute(query.encode(), [community] if community else [])
+        yield from cursor
+
+
+def persona(connection: psycopg.Connection, id: str) -> Row | None:
+    cursor = connection.cursor(row_factory=dict_row)
+    query = f"SELECT {_quoted(COLUMNS)} FROM personas WHERE id = %s"
+    return cursor.execute(query.encode(), [id]).fetchone()
+
+
+def posts(connection: psycopg.Connection, ids: list[str]) -> dict[str, str]:
+    """What posts say, by id; those that are not there (any more) are missing."""
+    rows = connection.execute(
+        "SELECT id, coalesce(nullif(title, ''), text, '') FROM records"
+        " WHERE id = ANY(%s) AND NOT deleted",
+        [ids],
+    ).fetchall()
+    return dict(rows)
+
+
+def find(connection: psycopg.Connection, said: str) -> Found:
+    """A persona by its id (with or without the word persona), or a community by its id, its name
+    or its slug. Raises HeadraceError where it is none or several."""
+    asked = said.strip()
+    row = connection.execute(_PERSONA, [[asked, f"persona:{asked}"]]).fetchone()
+    if row is not None:
+        return Found(str(row[1]), str(row[0]))
+    if asked.startswith("persona:"):
+        raise HeadraceError(f"there is no persona {asked} now: `headrace personas list` tells")
+    return Found(community(connection, asked), None)
+
+
+def community(connection: psycopg.Connection, said: str) -> str:
+    """The record id of a community. Raises HeadraceError where it is none or several."""
+    asked = said.strip()
+    plain = slug(asked.removeprefix("r/"))
+    rows = connection.execute(
+        "SELECT id, platform, name FROM communities WHERE id IS NOT NULL"
+        " AND (id = %s OR id = %s OR slug = %s OR lower(name) = lower(%s)) ORDER BY id LIMIT %s",
+        [asked, f"community:{asked}", plain, asked, SHOWN + 1],
+    ).fetchall()
+    exact = [row for row in rows if row[0] in (asked, f"community:{asked}")]
+    if asked.startswith("r/"):
+        rows = [row for row in rows if row[1] == "reddit"]
+    found = exact or rows
+    if not found:
+        raise HeadraceError(
+            f"there is no community {said}: `headrace personas list` shows what there is"
+        )
+    if len(found) > 1:
+        named = ", ".join(row[0] for row in found[:SHOWN])
+        raise HeadraceError(f"{said} may be one of several: say {named}")
+    return str(found[0][0])
+
+
+def title(row: Row) -> str:
+    return lines.name(row["platform"], row["name"] or row["slug"])
+
+
+def _quoted(columns: tuple[str, ...]) -> str:
+    return ", ".join(f'"{name}"' for name in columns)
