@@ -120,7 +120,7 @@ class Client:
             raise self._sorted(error) from None
         except openai.APIConnectionError as error:  # time-outs too
             raise self._broken(error, time.monotonic() - began) from None
-        except (openai.APIResponseValidationError, ValueError, LookupError, TypeError) as error:
+        except (openai.APIResponseValidationError, ValueError, TypeError, AttributeError) as error:
             raise Passing(f"{self.where} gave no completion: {_line(error)}", billed=True) from None
 
     def close(self) -> None:
@@ -131,7 +131,10 @@ class Client:
         return "the embedded model" if self._endpoint.embedded else self._endpoint.provider
 
     def _answer(self, came: Any, headers: Headers, seconds: float) -> Answer:
-        choice = came.choices[0]
+        choices = getattr(came, "choices", None)  # a text, where something else answered
+        if not choices:
+            raise ValueError("it holds no choice")
+        choice = choices[0]
         usage = came.usage
         details = getattr(usage, "prompt_tokens_details", None)
         return Answer(
@@ -190,9 +193,9 @@ class Client:
             if parameter and not parameter.startswith(("messages", "input", "prompt")):
                 return Pause(
                     f"llm: {self.where} does not take {parameter} as it is sent ({said}): "
-                    f"{_line(error.message)}; look at llm.temperature and llm.request"
+                    f"{_said(error)}; look at llm.temperature and llm.request"
                 )
-            return Refused(f"{said}: {_line(error.message)}")
+            return Refused(f"{said}: {_said(error)}")
         return Pause(f"llm: {self.where} answers with {said}: look at llm.base_url")
 
 
@@ -262,6 +265,11 @@ def _timeout(seconds: float) -> Any:
     import httpx2
 
     return httpx2.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+
+
+def _said(error: openai.APIStatusError) -> str:
+    body = error.body
+    return _line(body.get("message") or error if isinstance(body, dict) else error)
 
 
 def _line(error: object) -> str:
