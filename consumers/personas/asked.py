@@ -46,7 +46,8 @@ def schema(call: Call, posts: Sequence[Body], *, exact: bool) -> dict[str, Any]:
                 "about": _text("Two or three sentences.", 600, exact),
                 "tone": _text("One sentence.", 200, exact),
                 "themes": _list("Short phrases, most important first.", 60, (4, 8), exact),
-            }
+            },
+            exact,
         )
     if call.count:
         properties["personas"] = _array(
@@ -66,13 +67,14 @@ def schema(call: Call, posts: Sequence[Body], *, exact: bool) -> dict[str, Any]:
                     "frustrations": _list("What stands in the way.", 120, (2, 4), exact),
                     "tone_of_voice": _text("One sentence.", 200, exact),
                     "typical_posts": _list("In this person's own voice.", 300, (2, 3), exact),
-                }
+                },
+                exact,
             ),
             "As many as are asked for.",
             (call.count, call.count),
             exact,
         )
-    return _object(properties)
+    return _object(properties, exact)
 
 
 def tokens(call: Call) -> int:
@@ -84,13 +86,12 @@ def _some(entry: Entry, names: Sequence[str]) -> Body:
     return {name: entry.body[name] for name in names}
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def _object(properties: dict[str, Any], exact: bool) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
         "required": list(properties),
-        "additionalProperties": False,
-    }
+    } | ({"additionalProperties": False} if exact else {})
 
 
 def _text(description: str, most: int, exact: bool) -> dict[str, Any]:
