@@ -35,8 +35,10 @@ class PostgresStore:
 def build(
     settings: Settings, topology: Topology, group: Group, topic_id: Callable[[str], str]
 ) -> PostgresStore:
-    with_vectors = {stage.short for stage in topology.stages() if stage.facet == VECTORS}
+    facets = {stage.short: stage.facet for stage in topology.stages()}
+    with_vectors = {short for short, facet in facets.items() if facet == VECTORS}
+    with_scores = {short for short, facet in facets.items() if facet == "scores"}
     return PostgresStore(
         Reader(settings, topology, group, topic_id),
-        Writer(with_vectors, marks=settings.search.enabled),
+        Writer(with_vectors, with_scores, marks=settings.search.enabled),
     )

@@ -21,7 +21,7 @@ from consumers.postgres.merge import Place, Served, State, merge
 from consumers.postgres.reading import Batch, Decision, Letter, Raw, Receipt, Redone
 from headrace.search import marks as search
 from headrace.slug import slug
-from headrace.stores import authors
+from headrace.stores import authors, scoring
 from headrace.stores.copying import NULL, copy, escaped
 from headrace.stores.dimensions import Dimension
 
@@ -125,6 +125,25 @@ ON CONFLICT (record_id, space) DO UPDATE SET
   {", ".join(f'"{column}" = excluded."{column}"' for column in VECTOR[2:])}, stored_at = now()
 """
 
+# Held until the end: whoever changes the weights waits for what was reckoned by the old ones.
+_HOLD_WEIGHTS = f"SELECT pg_advisory_xact_lock_shared({scoring.LOCK})"
+
+_UPSERT_SCORES = """
+INSERT INTO scores (record_id, stage, scores, weighted, version, rank, root_topic_id,
+                    root_partition, root_offset, root_appended)
+SELECT s.record_id, s.stage, s.scores, weighted_score(s.scores), s.version, s.rank, s.topic_id,
+       s.partition, s."offset", s.appended
+FROM unnest(%s::text[], %s::text[], %s::jsonb[], %s::text[], %s::integer[], %s::text[],
+            %s::integer[], %s::bigint[], %s::bigint[])
+  AS s (record_id, stage, scores, version, rank, topic_id, partition, "offset", appended)
+ON CONFLICT (record_id) DO UPDATE SET
+  stage = excluded.stage, scores = excluded.scores, weighted = excluded.weighted,
+  version = excluded.version, rank = excluded.rank, root_topic_id = excluded.root_topic_id,
+  root_partition = excluded.root_partition, root_offset = excluded.root_offset,
+  root_appended = excluded.root_appended, stored_at = now()
+"""
+_DELETE_SCORES = "DELETE FROM scores WHERE record_id = ANY(%s)"
+
 # What stood before the order was given is no answer to it.
 _DELETE_ANSWERED = """
 DELETE FROM redo r
@@ -225,10 +244,17 @@ class Eager:
 
 
 class Writer:
-    def __init__(self, with_vectors: Collection[str] = (), *, marks: bool = True) -> None:
-        """`with_vectors`: the stages whose results come with vectors; `marks`: tell the projector
-        what changed."""
+    def __init__(
+        self,
+        with_vectors: Collection[str] = (),
+        with_scores: Collection[str] = (),
+        *,
+        marks: bool = True,
+    ) -> None:
+        """`with_vectors`: the stages whose results come with vectors; `with_scores`: those whose
+        results are scores; `marks`: tell the projector what changed."""
         self._with_vectors = with_vectors
+        self._with_scores = with_scores
         self._marks = marks
         self._eager_records = Eager()
         self._eager_outcomes = Eager()
@@ -358,6 +384,9 @@ class Writer:
         if vectors:
             copy(connection, "incoming_vectors", VECTOR, vectors)
             connection.execute(_UPSERT_VECTORS.encode())
+        scored = [state for state in served if state.stage in self._with_scores]
+        if scored:
+            _write_scores(connection, scored)
         return stood
 
     def _write_redone(self, connection: psycopg.Connection, redone: Sequence[Redone]) -> None:
@@ -479,6 +508,29 @@ def _vector_lines(state: State) -> Iterator[str]:
         f"\t\\\\x{numbers.hex()}\t{escaped(served.version)}\t{served.rank}"
         f"\t{root.topic_id}\t{root.partition}\t{root.offset}\t{root.at}"
     )
+
+
+def _write_scores(connection: psycopg.Connection, states: Iterable[State]) -> None:
+    """What is served of each record's scores; none where nothing is."""
+    ordered = sorted(states, key=lambda state: state.record_id)
+    rows = [
+        (
+            state.record_id,
+            state.stage,
+            orjson.dumps(served.result).decode(),
+            served.version,
+            served.rank,
+            *served.root,
+        )
+        for state in ordered
+        if (served := state.served) is not None
+    ]
+    connection.execute(_HOLD_WEIGHTS.encode())
+    if rows:
+        connection.execute(_UPSERT_SCORES, [list(column) for column in zip(*rows, strict=True)])
+    gone = [state.record_id for state in ordered if state.served is None]
+    if gone:
+        connection.execute(_DELETE_SCORES, [gone])
 
 
 def _served_roots(states: Iterable[State]) -> list[list[Any]]:

@@ -220,6 +220,8 @@ def statements(stages: Sequence[StageRow], coverage_level: float) -> list[str]:
     for name, comment in _comments(coverage_level).items():
         if name == "posts.sentiment_stale" and "sentiment" not in facets:
             continue
+        if name == "posts.score" and "scores" not in facets:
+            continue
         kind = "COLUMN" if "." in name else "VIEW"
         made.append(f"COMMENT ON {kind} {name} IS {_quoted(comment)}")
     return made
@@ -296,6 +298,9 @@ def _posts(stages: Sequence[StageRow]) -> str:
             f"{facet}.(result", f"({facet}.result"
         )
         joins += _served_join(facet, stages)
+    if "scores" in known:
+        columns += ",\n       scored.weighted AS score, scored.scores"
+        joins += "\nLEFT JOIN scores scored ON scored.record_id = r.id"
     return f"""
 CREATE VIEW posts AS
 SELECT r.id, p.name AS platform, r.kind, r.native_id, r.title, r.text, a.name AS author,
@@ -367,6 +372,7 @@ SELECT platform, slug, coalesce(e.title, (
        e.properties->>'about' AS about, e.properties->>'tone' AS tone,
        e.properties->'themes' AS themes,
        (SELECT count(*) FROM personas WHERE community_id = e.id) AS personas,
+       (e.properties->>'set')::integer AS set,
        least(e.ingested_at, c.stored_at) AS created_at, e.enriched_at
 FROM (SELECT platform, slug FROM counted UNION SELECT platform, slug FROM described) slugs
 LEFT JOIN counted c USING (platform, slug)
@@ -439,6 +445,7 @@ def _comments(level: float) -> dict[str, str]:
         ),
         "posts": "Posts and comments, with names instead of ids and their sentiment and language",
         "posts.sentiment_stale": "The sentiment is of an earlier revision of the text",
+        "posts.score": "Scores by the weights in force, from 0 to 10 (docs/scoring.md)",
         "entities": "Named entities with their mentions, per platform",
         "letters": "Every dead letter: its state and cause; `headrace dead` redrives them",
         "letters.state": (
@@ -448,6 +455,7 @@ def _comments(level: float) -> dict[str, str]:
         "communities": "Communities with counts of what is stored, and what was published of them",
         "communities.about": "What it is about, its tone and themes, by the stage personas",
         "communities.personas": "How many personas are served of it",
+        "communities.set": "Number of the set that these personas are of",
         "communities.created_at": "When it first came here, or a post of it",
         "communities.enriched_at": "When its first personas came here",
         "personas": "Personas that are served, as people edited them; hidden ones left out",
