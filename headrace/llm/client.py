@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -106,16 +108,23 @@ class Client:
 
     def ask(self, body: dict[str, Any]) -> Answer:
         """One chat completion. Raises Passing, Refused or Pause."""
-        import openai
-
-        began = time.monotonic()
-        try:
+        with self.errors():
+            began = time.monotonic()
             # The client knows some fields by name only; an endpoint may know others.
             more = {key: value for key, value in body.items() if key not in ("model", "messages")}
             came = self.openai.chat.completions.with_raw_response.create(
                 model=body["model"], messages=body["messages"], extra_body=more
             )
             return self._answer(came.parse(), came.headers, time.monotonic() - began)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """What the openai client raises in the block becomes Passing, Refused or Pause."""
+        import openai
+
+        began = time.monotonic()
+        try:
+            yield
         except openai.APIStatusError as error:
             raise self._sorted(error) from None
         except openai.APIConnectionError as error:  # time-outs too

@@ -37,7 +37,7 @@ Key = bytes
 Item = tuple[Key, str, int, str]  # key, record, set, part
 
 AGAIN_SECONDS = 5.0  # a batch comes back after so long when PostgreSQL is away
-PATIENCE_SECONDS = 20.0  # to write down what was bought, where PostgreSQL is away
+PATIENCE_SECONDS = 10.0  # to write down what was bought, where PostgreSQL is away
 SHOWN = 500  # characters of an error that are kept
 
 _CLAIM = (
@@ -240,7 +240,19 @@ class Ledger:
             if own:
                 self._ask(_RELEASE, {"keys": own, "owner": self.owner})
 
+    def hand_over(self, keys: Collection[Key]) -> None:
+        """These claims are another's from now on, and its to renew."""
+        with self._lock:
+            for key in keys:
+                self._items.pop(key, None)
+
     # -- calls
+
+    def adopt(self, call: int, items: Sequence[Item]) -> None:
+        """Know a call, and what it asks for, that a predecessor of the same name had admitted."""
+        with self._lock:
+            self._calls[call] = [item[0] for item in items]
+            self._items |= {item[0]: item for item in items}
 
     def admit(self, planned: Planned) -> Admitted | Wait:
         """Note a call that may be sent now, its tokens and its cost reserved; else say when.
@@ -248,8 +260,8 @@ class Ledger:
         Raises Pause where a budget is spent or the provider is down.
         """
         with self._lock:
-            renew = None
-            if time.monotonic() - self._renewed > self._lease.total_seconds() / 4:
+            renew = None  # what waits for a batch is claimed for as long as it takes
+            if planned.transport == "direct" and time.monotonic() - self._renewed > self._lease.total_seconds() / 4:
                 renew = list(self._items)
             asked = {
                 **self._standing,
@@ -361,6 +373,10 @@ class Ledger:
             )
 
     # -- the connection
+
+    def ask(self, query: str, parameters: Any) -> list[dict[str, Any]]:
+        """Rows of any other statement, which may be made twice."""
+        return self._ask(query, parameters)
 
     def _write(self, query: str, parameters: dict[str, Any]) -> None:
         """What was paid for must not be lost: it is tried for a while, then before all else."""

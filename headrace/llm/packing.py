@@ -39,6 +39,22 @@ _SORTED = orjson.OPT_SORT_KEYS
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How an answer is read.
+
+    schema  JSON Schema of one item's answer
+    pack    items in one call, at most
+    """
+
+    schema: Mapping[str, Any]
+    pack: int
+
+    @cached_property
+    def validator(self) -> schemas.Validator:
+        return schemas.compiled(dict(self.schema))
+
+
+@dataclass(frozen=True)
 class Task:
     """What is asked of every item.
 
@@ -57,8 +73,12 @@ class Task:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def reading(self) -> Reading:
+        return Reading(self.schema, self.pack)
+
+    @property
     def validator(self) -> schemas.Validator:
-        return schemas.compiled(dict(self.schema))
+        return self.reading.validator
 
     @property
     def reference(self) -> dict[str, Any]:
@@ -169,7 +189,7 @@ def request(
     return Request(body, size // _BYTES_A_TOKEN + 4 * len(messages), expected, most)
 
 
-def read(task: Task, count: int, text: str) -> Read:
+def read(task: Task | Reading, count: int, text: str) -> Read:
     """What an answer to `count` items says. What can be read of a broken one counts."""
     if task.pack == 1:
         found = Read()
@@ -202,7 +222,7 @@ def again(task: Task, found: Read, places: Sequence[int], text: str) -> Complain
     return Complaint(said, orjson.dumps({"items": rows}).decode())
 
 
-def _judge(task: Task, found: Read, place: int, value: Any) -> None:
+def _judge(task: Task | Reading, found: Read, place: int, value: Any) -> None:
     complaint = schemas.complaint(task.validator, value)
     if complaint is None and isinstance(value, dict):
         found.good[place] = value
