@@ -352,7 +352,9 @@ DECLARE
   v_cost numeric;
   v_count integer := greatest(cardinality(p_keys), 1);
 BEGIN
-  DELETE FROM llm_claims c WHERE c.key = ANY (p_done) AND c.owner = p_owner;
+  -- Of whoever has taken it over as well, unless he has asked for it himself by now.
+  DELETE FROM llm_claims c
+  WHERE c.key = ANY (p_done) AND (c.owner = p_owner OR c.call = p_call);
   SELECT * INTO v_call FROM llm_calls WHERE id = p_call FOR UPDATE;
   IF NOT FOUND THEN
     RETURN false;
