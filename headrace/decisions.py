@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.stream import clients, schemas, topics, topology, whole
+from headrace.stream.clients import Partition
 
 TOPIC = "decisions"
 FLUSH_SECONDS = 60.0
@@ -72,13 +73,22 @@ def decide(
     write(settings, topic.name, {key_of(subject, action): orjson.dumps(decided)})
 
 
-def write(settings: Settings, topic: str, values: Mapping[bytes, bytes | None]) -> None:
-    """Values by key (None: as if there had never been one); returns once all of them stand."""
+def write(
+    settings: Settings, topic: str, values: Mapping[bytes, bytes | None]
+) -> dict[Partition, int]:
+    """Values by key (None: as if there had never been one). Returns once all of them stand: where
+    the last of them ends."""
     failures: list[KafkaError] = []
+    ends: dict[Partition, int] = {}
+    if not values:
+        return ends
 
-    def delivered(error: KafkaError | None, _: Message) -> None:
+    def delivered(error: KafkaError | None, message: Message) -> None:
         if error is not None:
             failures.append(error)
+            return
+        where = (topic, message.partition() or 0)
+        ends[where] = max(ends.get(where, 0), (message.offset() or 0) + 1)
 
     producer = Producer(clients.producer_conf(settings))
     try:
@@ -90,6 +100,7 @@ def write(settings: Settings, topic: str, values: Mapping[bytes, bytes | None]) 
     if left or failures:
         why = failures[0].str() if failures else f"no answer for {FLUSH_SECONDS:.0f} s"
         raise ServerUnavailable(f"Kafka does not take the decision: {why}")
+    return ends
 
 
 def standing(settings: Settings) -> dict[Key, Decision]:

@@ -30,6 +30,26 @@ LEFT JOIN dim_community c ON c.id = r.community_id
 WHERE r.id = ANY(%s)
 """
 
+# Only of ids that are no record's. What is served no longer, or hidden, has no object.
+_PERSONAS = f"""
+SELECT s.id, s.row_version, p.name AS platform, s.kind, s.deleted OR v.id IS NULL AS deleted,
+       v.name AS title, v.community, c.slug AS community_key,
+       {_TIME.format("v.created_at")} AS created_at, {_TIME.format("v.updated_at")} AS ingested_at,
+       v.age_range, v.occupation, v.interests, v.goals, v.frustrations, v.tone_of_voice,
+       v.typical_posts
+FROM searched s
+JOIN dim_platform p ON p.id = s.platform_id
+LEFT JOIN personas v ON v.id = s.id
+LEFT JOIN records r ON r.id = v.community_id
+LEFT JOIN dim_community c ON c.id = r.community_id
+WHERE s.id = ANY(%s) AND s.kind = 'persona'
+"""
+
+_ABOUT = """
+SELECT id, properties FROM nodes
+WHERE id = ANY(%s) AND kind = 'community' AND superseded_at IS NULL
+"""
+
 _STATUS = "SELECT record_id, stage, status FROM stage_status WHERE record_id = ANY(%s)"
 
 _SERVED = """
@@ -58,13 +78,17 @@ class Object(NamedTuple):
 def read(
     connection: psycopg.Connection, ids: Sequence[str], spaces: Sequence[str]
 ) -> dict[str, Object]:
-    """The records as they stand now, by id; a record that is not there at all is left out."""
+    """The records and personas as they stand now, by id; what is not there at all is left out."""
     wanted = [list(ids)]
-    cursor = connection.execute(_RECORDS.encode(), wanted)
-    names = [column.name for column in cursor.description or ()]
-    records: dict[str, dict[str, Any]] = {
-        row[0]: dict(zip(names, row, strict=True)) for row in cursor
-    }
+    records = _rows(connection, _RECORDS, wanted)
+    if others := [id for id in ids if id not in records]:
+        personas = _rows(connection, _PERSONAS, [others])
+        for persona in personas.values():
+            persona["text"] = rendered(persona)
+        records |= personas
+    if communities := [id for id in records if records[id]["kind"] == "community"]:
+        for id, properties in connection.execute(_ABOUT, [communities]):
+            records[id]["text"] = described(records[id]["text"], properties)
     found: dict[str, dict[str, Any]] = {record_id: {} for record_id in records}
     for record_id, stage, status in connection.execute(_STATUS, wanted):
         if record_id in found:
@@ -89,6 +113,42 @@ def read(
     }
 
 
+def _rows(
+    connection: psycopg.Connection, query: str, parameters: Sequence[Any]
+) -> dict[str, dict[str, Any]]:
+    """By the first column."""
+    cursor = connection.execute(query.encode(), parameters)
+    names = [column.name for column in cursor.description or ()]
+    return {row[0]: dict(zip(names, row, strict=True)) for row in cursor}
+
+
+def rendered(persona: Mapping[str, Any]) -> str:
+    """A persona in words, as people read and search it."""
+    who = ", ".join(part for name in ("occupation", "age_range") if (part := persona.get(name)))
+    told = [
+        f"{said}: {'; '.join(map(str, parts))}"
+        for said, name in (
+            ("Interests", "interests"),
+            ("Wants", "goals"),
+            ("Troubled by", "frustrations"),
+            ("Posts", "typical_posts"),
+        )
+        if (parts := persona.get(name)) and isinstance(parts, list)
+    ]
+    if tone := persona.get("tone_of_voice"):
+        told.insert(0, f"Tone: {tone}")
+    return "\n".join(filter(None, [who, *told]))
+
+
+def described(text: str | None, properties: Mapping[str, Any]) -> str:
+    """A community's own words, and what is known of it."""
+    themes = properties.get("themes")
+    told = [text, properties.get("about")]
+    if isinstance(themes, list) and themes:
+        told.append(f"Themes: {'; '.join(map(str, themes))}")
+    return "\n".join(filter(None, told))
+
+
 _PLAIN = (
     "title", "text", "platform", "kind", "author", "community", "community_key", "url",
     "created_at", "ingested_at", "row_version",
@@ -97,9 +157,9 @@ _PLAIN = (
 
 def _properties(record: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"record_id": record["id"]}
-    made |= {name: record[name] for name in _PLAIN}
-    made["language"] = record["lang"]
-    if record["metrics"] is not None:
+    made |= {name: record.get(name) for name in _PLAIN}
+    made["language"] = record.get("lang")
+    if record.get("metrics") is not None:
         made["metrics"] = orjson.dumps(record["metrics"]).decode()
     made |= found
     return {name: value for name, value in made.items() if value is not None and value != []}

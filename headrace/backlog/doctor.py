@@ -115,6 +115,7 @@ def examine(settings: Settings) -> Diagnosis:
                 found += _unaccounted(sums, lags, reader.topology if reader else None)
                 found += _forgetting(connection)
                 found += _unsent(connection)
+                found += _graph(connection)
         except (HeadraceError, psycopg.Error) as error:
             found.append(_unreachable("PostgreSQL", error))
         else:
@@ -419,6 +420,34 @@ def _unsent(connection: psycopg.Connection) -> Iterator[Finding]:
             f"{group}: {count:,} records were noted to be done again and perhaps not sent",
             f"start the command once more, it goes on from there: `headrace {command}` for {group}",
         )
+
+
+# Of each kind of fault how many rows there are.
+_FAULTS = """
+SELECT 'edges stand without a node at one end', count(*) FROM edges e
+WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.id = e.source)
+   OR NOT EXISTS (SELECT FROM nodes n WHERE n.id = e.target)
+UNION ALL
+SELECT 'edges are served although a node of theirs is not', count(*) FROM edges e
+WHERE e.superseded_at IS NULL AND EXISTS (
+  SELECT FROM nodes n WHERE n.id IN (e.source, e.target) AND n.superseded_at IS NOT NULL)
+UNION ALL
+SELECT 'nodes are served without an answer of their stage', count(*) FROM nodes n
+WHERE n.superseded_at IS NULL AND NOT EXISTS (
+  SELECT FROM outcomes o WHERE o.record_id = n.root_id AND o.stage = n.stage
+  AND (o.outcome = 'ok' OR o.earlier IS NOT NULL))
+"""
+
+
+def _graph(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Whether nodes and edges are what the outcomes say."""
+    for fault, count in connection.execute(_FAULTS).fetchall():
+        if count:
+            yield Finding(
+                "graph",
+                f"{count:,} {fault}",
+                "this is a fault of the program: report it; a new answer of the stage mends it",
+            )
 
 
 def _forgetting(connection: psycopg.Connection) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from headrace import decisions
 from headrace.stream.topology import Topic, Topology
 
 
@@ -38,6 +39,11 @@ TABLES = {
         "text name type method", "record_id stage revision version"
     ),
     "vectors": _table("vector", "record_id space stage version root_topic_id"),
+    "nodes": _table("name properties", "id kind root_id stage version root_topic_id"),
+    "edges": _table(
+        "properties", "kind source target root_id stage version root_topic_id"
+    ),
+    "decisions": _table("value by", "subject action record_id topic_id"),
     "scores": _table("scores", "record_id stage version root_topic_id"),
     "dead_letters": _table(
         "record_key reason exception key value headers", "group topic topic_id"
@@ -81,9 +87,9 @@ PLAIN_TOPICS = {"alerts", "runs", "status", "status.table"}
 
 def content_topics(topology: Topology) -> Iterator[Topic]:
     """Every topic on which content of records may stand: raw records, what stages make of them,
-    dead letters, work to be done again."""
+    what people decided about that, dead letters, work to be done again."""
     groups = topology.groups.values()
     theirs = {topic for group in groups for topic in (*group.outputs, group.redo, group.dlt)}
     for topic in topology.topics.values():
-        if topic.is_raw or topic in theirs:
+        if topic.is_raw or topic in theirs or topic.short == decisions.TOPIC:
             yield topic

@@ -19,9 +19,11 @@ import orjson
 import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from headrace import decisions
 from headrace.config import Settings
 from headrace.errors import ServerUnavailable
 from headrace.forget.orders import Order, Wanted
+from headrace.graph import record_of
 from headrace.log import get
 from headrace.stream import clients
 from headrace.stream.clients import Admin, Partition
@@ -176,7 +178,8 @@ def _like(one: str | None, other: str | None) -> bool:
 
 
 class Looker:
-    """Looks through raw topics for revisions that are older than their deletion."""
+    """Looks through raw topics for revisions that are older than their deletion, and for what
+    people decided about what was made of them."""
 
     def __init__(self, settings: Settings, connection: psycopg.Connection, order: Order) -> None:
         self._settings = settings
@@ -194,10 +197,17 @@ class Looker:
             [self._order.id],
         ).fetchall()
         found = {(topic, partition): end for topic, partition, end in rows}
+        for topic, ends in self._decided.items():
+            found |= {(topic, int(partition)): end for partition, end in ends.items()}
         for topic, partitions in self._order.progress.get("quotes", {}).items():
             for partition, (_, end) in partitions.items():
                 place = (topic, int(partition))
                 found[place] = max(end, found.get(place, 0))
+        return found
+
+    @property
+    def _decided(self) -> Mapping[str, Mapping[str, int]]:
+        found: Mapping[str, Mapping[str, int]] = self._order.progress.get("decisions", {})
         return found
 
     def remaining(self, admin: Admin) -> list[Partition]:
@@ -260,6 +270,8 @@ class Looker:
         forgotten = self._wanted.offsets(keys)
         quotes = self._order.progress.get("quotes", {}).get(place[0], {})
         anew = quotes.get(str(place[1]), [0, 0])
+        if place[0] in self._decided:
+            return self._first_decision(rows)
         for offset, key, value in rows:
             record = key.decode(errors="replace")
             if offset < forgotten.get(record, -1) and _has_content(value):
@@ -267,6 +279,15 @@ class Looker:
             if offset < anew[0] and record.startswith("community:") and self._quotes(value):
                 return offset
         return None
+
+    def _first_decision(self, rows: list[tuple[int, bytes, bytes | None]]) -> int | None:
+        found = [
+            (offset, record_of(about[0]))
+            for offset, key, value in rows
+            if value is not None and (about := decisions.parted(key)) is not None
+        ]
+        forgotten = self._wanted.offsets({record for _, record in found})
+        return next((offset for offset, record in found if record in forgotten), None)
 
     def _quotes(self, value: bytes | None) -> bool:
         try:

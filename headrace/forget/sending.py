@@ -14,11 +14,14 @@ import orjson
 import psycopg
 from confluent_kafka import KafkaError, Message, Producer
 
+from headrace import decisions
 from headrace.config import Settings
 from headrace.errors import ServerUnavailable
-from headrace.forget.orders import CHUNK, Order, chunks, spans
+from headrace.forget.orders import CHUNK, Order, Wanted, chunks, spans
+from headrace.graph import record_of
 from headrace.log import get
-from headrace.stream import clients
+from headrace.stream import clients, whole
+from headrace.stream.clients import Partition
 from headrace.stream.topology import Topology
 from headrace.stream.wire import CE_ID, CE_SOURCE, CE_SPEC, CE_TYPE, source_of
 
@@ -167,6 +170,29 @@ def _forgotten(connection: psycopg.Connection, order: Order, posts: Sequence[obj
         [order.id, [quoted(post) for post in posts]],
     ).fetchall()
     return {record for (record,) in rows}
+
+
+def decided(
+    connection: psycopg.Connection, settings: Settings, topic: str, order: Order
+) -> dict[Partition, int]:
+    """Take out what people decided about what was made of the order's communities; where the last
+    of it ends on the topic. Done again it finds nothing more."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM forget_records WHERE order_id = %s AND kind = 'community')",
+        [order.id],
+    ).fetchone()
+    if row != (True,):
+        return {}
+    stands: dict[bytes, str] = {}
+    for message in whole.read(settings, topic):
+        key = message.key()
+        key = key if isinstance(key, bytes) else (key or "").encode()
+        about = decisions.parted(key)
+        stands.pop(key, None)
+        if about is not None and message.value() is not None:
+            stands[key] = record_of(about[0])
+    known = Wanted(connection, order).offsets(stands.values())
+    return decisions.write(settings, topic, {k: None for k, of in stands.items() if of in known})
 
 
 _SPANS = """

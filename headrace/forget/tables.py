@@ -16,6 +16,7 @@ import psycopg
 
 from headrace.forget import orders
 from headrace.forget.orders import CHUNK, Order, Wanted, chunks
+from headrace.graph import record_of
 from headrace.stores import postgres
 from headrace.stores.authors import LOCK as LOCK_AUTHORS
 
@@ -29,6 +30,10 @@ _FOUND = {
     "vectors": "SELECT count(*) FROM vectors v JOIN forget_records f USING (record_id)"
     " WHERE f.order_id = %s",
     "scores": "SELECT count(*) FROM scores s JOIN forget_records f USING (record_id)"
+    " WHERE f.order_id = %s",
+    "nodes": "SELECT count(*) FROM nodes n JOIN forget_records f ON f.record_id = n.root_id"
+    " WHERE f.order_id = %s",
+    "decisions": "SELECT count(*) FROM decisions d JOIN forget_records f USING (record_id)"
     " WHERE f.order_id = %s",
     "redo": "SELECT count(*) FROM redo d JOIN forget_records f USING (record_id)"
     " WHERE f.order_id = %s",
@@ -55,8 +60,13 @@ _TAKE_OUT = {
     "entity_mentions": "DELETE FROM entity_mentions WHERE record_id = ANY(%s)",
     "vectors": "DELETE FROM vectors WHERE record_id = ANY(%s)",
     "scores": "DELETE FROM scores WHERE record_id = ANY(%s)",
+    "vectors of nodes": "DELETE FROM vectors v USING nodes n"
+    " WHERE n.root_id = ANY(%s) AND v.record_id = n.id",
+    "nodes": "DELETE FROM nodes WHERE root_id = ANY(%s)",
+    "edges": "DELETE FROM edges WHERE root_id = ANY(%s)",
+    "decisions": "DELETE FROM decisions WHERE record_id = ANY(%s)",
     "redo": "DELETE FROM redo WHERE record_id = ANY(%s)",
-    "search_errors": "DELETE FROM search_errors WHERE record_id = ANY(%s)",
+    "search_errors": "DELETE FROM search_errors WHERE record_of(record_id) = ANY(%s)",
     "dead_letters": "DELETE FROM dead_letters WHERE record_key = ANY(%s)",
 }
 
@@ -172,6 +182,8 @@ def named_in(value: bytes | memoryview | None, key: str | None) -> tuple[set[str
         return records, []
     if isinstance(said.get("id"), str):
         records.add(said["id"])
+    if isinstance(said.get("subject"), str):  # a decision
+        records.add(record_of(said["subject"]))
     return records, [said["author"]] if "author" in said else []
 
 
@@ -204,7 +216,7 @@ def marked(connection: psycopg.Connection, order: Order) -> int:
     """Marks of the order's records that the projector has not come to; none without search."""
     row = connection.execute(
         "SELECT CASE WHEN EXISTS (SELECT FROM search_collections) THEN (SELECT count(*)"
-        " FROM search_dirty d JOIN forget_records f ON f.record_id = d.record_id"
+        " FROM search_dirty d JOIN forget_records f ON f.record_id = record_of(d.record_id)"
         " WHERE f.order_id = %s AND NOT d.rebuild) ELSE 0 END",
         [order.id],
     ).fetchone()

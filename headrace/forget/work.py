@@ -16,6 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
+from headrace import decisions
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.forget import orders, purge, reach, sending, tables
@@ -37,8 +38,8 @@ _LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace forget ' || current_sche
 
 # Whose dead tuples hold content until PostgreSQL cleans them.
 _VACUUMED = (
-    "records", "outcomes", "entity_mentions", "vectors", "dead_letters", "redo", "dim_author",
-    "search_errors", "scores",
+    "records", "outcomes", "entity_mentions", "vectors", "nodes", "edges", "decisions",
+    "dead_letters", "redo", "dim_author", "search_errors", "scores",
 )  # fmt: skip
 
 
@@ -243,6 +244,10 @@ class Forgetting:
 
     def _empty(self, order: Order) -> None:
         tables.empty(self._connection, order)
+        topic = self.topology.topic(decisions.TOPIC).name
+        taken = sending.decided(self._connection, self.settings, topic, order)
+        for (name, partition), end in taken.items():
+            order.progress.setdefault("decisions", {}).setdefault(name, {})[str(partition)] = end
         order.count("rejects", self._rejects(self.settings, Wanted(self._connection, order)))
 
     def _clean_snapshots(self, order: Order, *, look: bool = False) -> int:
@@ -252,7 +257,8 @@ class Forgetting:
         for ids in orders.chunks(self._connection, order):
             gone.update(wanted.offsets(ids))
         quotes = order.progress.get("quotes", {})
-        gone.update(sending.places_of(self._connection, quotes))
+        anew = sending.places_of(self._connection, quotes)
+        gone.update(anew)
         names = {(platform, name) for platform, name in (order.subject or {}).get("gone", ())}
         taken = snapshots.forget(
             self.settings,
@@ -260,6 +266,7 @@ class Forgetting:
             authors=names,
             platforms=[wanted.platform] if wanted.whole_platform and wanted.platform else (),
             letters=lambda key, topic, value: tables.is_of(wanted, key, topic, value),
+            anew=anew,
             dry_run=look,
         )
         return sum(taken.values())

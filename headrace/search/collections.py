@@ -127,7 +127,7 @@ def begin_rebuild(
         made.append(new)
     connection.execute(
         "INSERT INTO search_dirty (record_id, rebuild)"
-        " SELECT id, true FROM records WHERE NOT deleted"
+        " SELECT id, true FROM searched WHERE NOT deleted"
     )
     return made
 

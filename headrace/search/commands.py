@@ -46,7 +46,7 @@ def search() -> None:
     help="By the words, by their meaning, or both; left out: both where it can be done.",
 )  # fmt: skip
 @click.option("--platform", "platforms", multiple=True, help="Only this one; may be given again.")
-@click.option("--kind", "kinds", multiple=True, help="post, comment, community, …")
+@click.option("--kind", "kinds", multiple=True, help="post, comment, community, persona, …")
 @click.option("--sentiment", type=click.Choice(["negative", "neutral", "positive"]))
 @click.option("--entity", "entities", multiple=True, help="Records that name it; all of them.")
 @click.option("--community", help="By name, however it is spelled.")

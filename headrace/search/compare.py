@@ -1,4 +1,6 @@
-"""PostgreSQL and Weaviate beside each other: the version of every record, and its vector."""
+"""PostgreSQL and Weaviate beside each other: the version of whatever is searched, and its vector.
+
+Records and personas alike: view `searched` says what there is."""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import psycopg
 
 from headrace.config import Settings
 from headrace.search import collections, marks
-from headrace.search.versions import ROW_VERSION, key
+from headrace.search.versions import key
 
 if TYPE_CHECKING:
     from weaviate import WeaviateClient
@@ -20,14 +22,14 @@ if TYPE_CHECKING:
 CHUNK = 1_000
 _SETTLE_SECONDS = 2.0
 
-_VERSIONS = f"""
-SELECT r.id, p.name, r.kind, r.deleted, {ROW_VERSION}
-FROM records r JOIN dim_platform p ON p.id = r.platform_id
-WHERE r.id = ANY(%s)
+_VERSIONS = """
+SELECT s.id, p.name, s.kind, s.deleted, s.row_version
+FROM searched s JOIN dim_platform p ON p.id = s.platform_id
+WHERE s.id = ANY(%s)
 """
 _PLACE = """
-SELECT r.id, p.name, r.kind FROM records r JOIN dim_platform p ON p.id = r.platform_id
-WHERE r.id = ANY(%s)
+SELECT s.id, p.name, s.kind FROM searched s JOIN dim_platform p ON p.id = s.platform_id
+WHERE s.id = ANY(%s)
 """
 _WITH_VECTOR = "SELECT record_id FROM vectors WHERE space = %s AND record_id = ANY(%s)"
 _EXCUSED = """
@@ -35,17 +37,21 @@ SELECT record_id FROM search_errors WHERE record_id = ANY(%(ids)s)
 UNION SELECT record_id FROM search_dirty WHERE record_id = ANY(%(ids)s)
 """
 _KNOWN = """
-SELECT id FROM records WHERE id = ANY(%(ids)s) AND NOT deleted
+SELECT id FROM searched WHERE id = ANY(%(ids)s) AND NOT deleted
 UNION SELECT record_id FROM search_dirty WHERE record_id = ANY(%(ids)s)
 """
 _PLACES = (
-    "SELECT DISTINCT p.name, r.kind FROM records r JOIN dim_platform p ON p.id = r.platform_id"
+    "SELECT DISTINCT p.name, s.kind FROM searched s JOIN dim_platform p ON p.id = s.platform_id"
 )
 _MARK_PLACE = """
 INSERT INTO search_dirty (record_id)
-SELECT r.id FROM records r JOIN dim_platform p ON p.id = r.platform_id
-WHERE p.name = %s AND r.kind = %s AND NOT r.deleted
+SELECT s.id FROM searched s JOIN dim_platform p ON p.id = s.platform_id
+WHERE p.name = %s AND s.kind = %s AND NOT s.deleted
 """
+_NEXT = (
+    "SELECT id FROM records WHERE id > %s ORDER BY id LIMIT %s",
+    "SELECT id FROM nodes WHERE kind = 'persona' AND id > %s ORDER BY id LIMIT %s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,22 +171,18 @@ def everything(
 
 
 def _chunks(connection: psycopg.Connection) -> Iterator[list[str]]:
-    """Every record's id, by keyset."""
-    last = ""
-    while True:
-        rows = connection.execute(
-            "SELECT id FROM records WHERE id > %s ORDER BY id LIMIT %s", [last, CHUNK]
-        ).fetchall()
-        if not rows:
-            return
-        yield [row[0] for row in rows]
-        last = rows[-1][0]
+    """Every record's and persona's id, by keyset."""
+    for query in _NEXT:
+        last = ""
+        while rows := connection.execute(query, [last, CHUNK]).fetchall():
+            yield [row[0] for row in rows]
+            last = rows[-1][0]
 
 
 def _strangers(connection: psycopg.Connection, client: WeaviateClient) -> Iterator[list[str]]:
     """Objects whose record PostgreSQL does not have, or as deleted; looked for where Weaviate has
     too many."""
-    row = connection.execute("SELECT count(*) FROM records WHERE NOT deleted").fetchone()
+    row = connection.execute("SELECT count(*) FROM searched WHERE NOT deleted").fetchone()
     serving = [found[0].name for found in collections.read(connection).values()]
     totals = [
         client.collections.use(name).aggregate.over_all(total_count=True).total_count or 0

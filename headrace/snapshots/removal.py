@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError
+from headrace.graph import record_of
 from headrace.snapshots import folder, tables
 from headrace.snapshots.manifest import File, Manifest
 from headrace.stores.copying import escaped, unescaped
@@ -28,6 +29,7 @@ class _Wanted:
     authors: Collection[tuple[str, str]]
     platforms: frozenset[bytes]
     letters: Letters | None
+    anew: frozenset[bytes]
 
 
 def forget(
@@ -37,6 +39,7 @@ def forget(
     authors: Collection[tuple[str, str]] = (),
     platforms: Collection[str] = (),
     letters: Letters | None = None,
+    anew: Collection[str] = (),
     dry_run: bool = False,
 ) -> dict[str, int]:
     """Rows taken out of each snapshot of the project that held some, by the snapshot's name.
@@ -48,6 +51,7 @@ def forget(
     authors     (platform, name): their rows of dim_author go
     platforms   every record of these, by its id
     letters     further dead letters, asked by (record key, topic, value)
+    anew        those of the records that were only published anew: what people decided stays
     dry_run     only count
 
     Call it when the stores have passed the deletions: a snapshot made later holds nothing then. A
@@ -62,6 +66,7 @@ def forget(
         authors,
         frozenset(name.encode() for name in platforms),
         letters,
+        frozenset(map(_copied, anew)),
     )
     taken = {}
     unreadable = []
@@ -138,10 +143,15 @@ def _doomed(
         at = columns.index(content.record)
         name, value = content.tombstone or ("", "")
         mark = columns.index(name) if name else None
+        of_node, stays = content.of_node, content.stays
         letters = _of_letters(columns, wanted.letters) if table == "dead_letters" else None
 
         def of_record(row: Row) -> bool:
             key = row[at]  # kind:platform:…
+            if of_node:
+                key = record_of(key.decode()).encode()
+            if stays and key in wanted.anew:
+                return False
             if key in wanted.deletions:
                 if key in spared:
                     return False

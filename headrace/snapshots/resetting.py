@@ -5,7 +5,7 @@ The order, in which it may be killed anywhere and be run again to the same end:
 check    nobody works in the groups, no transaction of theirs is open, and what they have to read
          again is all there
 stores   skip what they have yet to read of these stages; with it go dead letters and queued work
-rows     outcomes, mentions and vectors, a chunk a transaction, each marked for search
+rows     outcomes, mentions, vectors and nodes, a chunk a transaction, each marked for search
 groups   their offsets, the stage itself last: until then nothing begins again
 
 A stage downstream is reset with its source. It begins behind what its source has written so far,
@@ -44,6 +44,7 @@ _COUNTS = {
     "mentions": "SELECT count(*) FROM entity_mentions WHERE stage = ANY(%s)",
     "vectors": "SELECT count(*) FROM vectors WHERE stage = ANY(%s)",
     "scores": "SELECT count(*) FROM scores WHERE stage = ANY(%s)",
+    "nodes": "SELECT count(*) FROM nodes WHERE stage = ANY(%s)",
     "dead letters": 'SELECT count(*) FROM dead_letters WHERE "group" = ANY(%s)',
     "queued to be done again": 'SELECT count(*) FROM redo WHERE "group" = ANY(%s)',
 }
@@ -53,7 +54,15 @@ SELECT DISTINCT record_id FROM (
   ORDER BY record_id LIMIT %s) AS first
 ORDER BY record_id
 """
+_MARK_NODES = """
+INSERT INTO search_dirty (record_id)
+SELECT id FROM nodes WHERE stage = ANY(%(stages)s) AND root_id = ANY(%(ids)s) AND kind = 'persona'
+"""
 _DELETES = (
+    "DELETE FROM vectors v USING nodes n WHERE n.stage = ANY(%(stages)s)"
+    " AND n.root_id = ANY(%(ids)s) AND v.record_id = n.id AND v.stage = n.stage",
+    "DELETE FROM nodes WHERE stage = ANY(%(stages)s) AND root_id = ANY(%(ids)s)",
+    "DELETE FROM edges WHERE stage = ANY(%(stages)s) AND root_id = ANY(%(ids)s)",
     "DELETE FROM outcomes WHERE stage = ANY(%(stages)s) AND record_id = ANY(%(ids)s)",
     "DELETE FROM entity_mentions WHERE stage = ANY(%(stages)s) AND record_id = ANY(%(ids)s)",
     "DELETE FROM vectors WHERE stage = ANY(%(stages)s) AND record_id = ANY(%(ids)s)",
@@ -226,10 +235,12 @@ def _remove(
 
         def transaction(ids: list[str] = ids) -> None:
             with connection.transaction():
-                for statement in _DELETES:
-                    connection.execute(statement.encode(), {"stages": stages, "ids": ids})
+                chosen = {"stages": stages, "ids": ids}
                 if settings.search.enabled:
                     marks.mark(connection, ids)
+                    connection.execute(_MARK_NODES, chosen)
+                for statement in _DELETES:
+                    connection.execute(statement.encode(), chosen)
 
         postgres.again(transaction)
         last, done = ids[-1], done + len(ids)

@@ -44,7 +44,7 @@ WHERE table_schema = current_schema() AND is_identity = 'YES' AND table_name = A
 """
 _MARK_ALL = """
 INSERT INTO search_dirty (record_id)
-SELECT id FROM records WHERE NOT deleted UNION SELECT id FROM records_before
+SELECT id FROM searched WHERE NOT deleted UNION SELECT id FROM records_before
 """
 
 _FORGOTTEN = """
@@ -149,7 +149,7 @@ def _replace(
         _lock(connection, say)
         connection.execute(
             "CREATE TEMPORARY TABLE records_before ON COMMIT DROP AS"
-            " SELECT id FROM records WHERE NOT deleted"
+            " SELECT id FROM searched WHERE NOT deleted"
         )
         for table in tables.INCLUDED:
             connection.execute(_all("DELETE FROM {}", [table]))
@@ -257,6 +257,8 @@ def _heed_forgotten(connection: psycopg.Connection) -> None:
         if content is None:
             continue
         statement = "DELETE FROM {} WHERE {} IN (SELECT record_id FROM records_forgotten)"
+        if content.of_node:
+            statement = statement.replace("WHERE {}", "WHERE record_of({})")
         parts: list[sql.Composable] = [sql.Identifier(table), sql.Identifier(content.record)]
         if content.tombstone is not None:
             statement += " AND {} <> {}"
@@ -279,7 +281,8 @@ def _count_on(connection: psycopg.Connection, manifest: Manifest) -> None:
         )
     connection.execute(
         "SELECT setval('record_changes', greatest(last_value, %s,"
-        " (SELECT max(row_version) FROM records), (SELECT max(row_version) FROM outcomes)))"
+        " (SELECT max(row_version) FROM records), (SELECT max(row_version) FROM outcomes),"
+        " (SELECT max(row_version) FROM nodes), (SELECT max(row_version) FROM decisions)))"
         " FROM record_changes",
         [manifest.record_changes],
     )

@@ -11,10 +11,14 @@ class Content(NamedTuple):
     record     column with the record's id
     tombstone  column and value of a row without content: it stays when the record is forgotten,
                since its deletion does not come again; COPY and SQL write the value alike
+    of_node    the column may hold the id of a node that was made of the record
+    stays      of a record that is published anew, since it does not come again with it
     """
 
     record: str
     tombstone: tuple[str, str] | None = None
+    of_node: bool = False
+    stays: bool = False
 
 
 # Copied, and replaced by a restore.
@@ -27,7 +31,10 @@ INCLUDED: dict[str, Content | None] = {
     "records": Content("id", ("deleted", "t")),
     "outcomes": Content("record_id", ("outcome", "deleted")),
     "entity_mentions": Content("record_id"),
-    "vectors": Content("record_id"),
+    "vectors": Content("record_id", of_node=True),
+    "nodes": Content("root_id"),
+    "edges": Content("root_id"),
+    "decisions": Content("record_id", stays=True),
     "scores": Content("record_id"),
     "score_dimensions": None,  # the weights that the scores were reckoned with
     "runs": None,
