@@ -189,7 +189,7 @@ class LLM(Section):
     base_url: str | None = None  # of an endpoint that speaks OpenAI's API; none: OpenAI's own …
     api_key: SecretStr | None = None  # … if there is a key, else the embedded model
     model: str = "gpt-4.1-mini"
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7  # none: the model's own
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None  # none: the model's own
     request: dict[str, Any] = Field(
         default_factory=dict
     )  # more fields of a request, passed through
@@ -203,7 +203,7 @@ class LLM(Section):
     retry_max_seconds: Seconds = 60.0
     circuit_failures: Positive = 5  # in a row, over all workers, until nobody calls …
     circuit_seconds: Seconds = 30.0  # … for so long
-    requests_per_minute: Positive | None = 50  # of all workers together; none: no limit
+    requests_per_minute: Annotated[int, Field(ge=0)] = 50  # of all workers together; 0: no limit
     tokens_per_minute: Positive | None = None
     shares: dict[str, Share] = Field(default_factory=dict)  # of both, that a group may use
     prices: dict[str, Price] = Field(  # by model, or what its name begins with

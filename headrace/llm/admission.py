@@ -89,7 +89,7 @@ def standing(settings: Settings, stage: str, window: float, margin: float) -> di
     share = llm.shares.get(stage)
     return {
         "window": timedelta(seconds=window * (1 + margin)),
-        "requests": llm.requests_per_minute,
+        "requests": llm.requests_per_minute or None,
         "most": llm.tokens_per_minute,
         "share": None if share is None or share >= 1 else share,
         "failures": llm.circuit_failures,

@@ -1,6 +1,7 @@
 """How a stage asks a language model: what is answered is looked up, the rest is bought with care.
 
 look up   what the ledger holds of these items
+defer     where the group asks by batches: requests are written for the others (llm.batches)
 claim     the others, under a lease, so that no two workers buy the same
 pack      those that are ours into calls; then for each call, several at a time:
 admit     circuit, budgets and limits of all workers; the call is written down
@@ -29,6 +30,7 @@ import psycopg
 from headrace.config import Settings
 from headrace.errors import ConfigError, HeadraceError, Pause, Retry
 from headrace.llm import endpoint, packing, prices
+from headrace.llm.batches import requests
 from headrace.llm.client import Answer, Client, Passing, Refused
 from headrace.llm.ledger import Admitted, Key, Ledger, Order, Planned, Reply
 from headrace.llm.packing import Item as Item
@@ -46,6 +48,7 @@ _AT_ONCE_SECONDS = 0.1  # the group only shows that it is alive
 _MORE_ROOM = 3.0
 _RESTS = 2  # calls in a row that an item may be left out of
 _FAILED_KEPT = 10_000
+_BACK = ("direct", "queued")  # states of requests that batches could not answer
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def open(context: Context) -> Asker:
             group=context.group,
         )
     ledger = Ledger(settings, context.group, context.worker)
-    return Asker(settings, context.group, ledger, context.stopping, longest / 3)
+    return Asker(settings, context.group, ledger, context.stopping, longest / 3, context.waiting)
 
 
 @dataclass
@@ -151,13 +154,16 @@ class Asker:
         ledger: Ledger,
         stopping: Callable[[], bool] = lambda: False,
         seconds: float = 100.0,
+        waiting: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`seconds`: that an ask may take; what it has bought by then is not lost."""
+        """`seconds`: that an ask may take; what it has bought by then is not lost. `waiting`: how
+        much the group has still to do."""
         self._settings = settings
         self._stage = stage
         self._ledger = ledger
         self._stopping = stopping
         self._seconds = seconds
+        self._waiting = waiting
         self._endpoint = endpoint.named(settings)
         self._client: Client | None = None
         self._lock = threading.Lock()
@@ -215,16 +221,24 @@ class Asker:
             for key, item in wanted.items()
             if key not in answered and key not in self._failed
         }
+        told = requests.told(self._ledger, missing)
+        deferred = {key: Deferred("batch") for key, one in told.items() if one.state not in _BACK}
+        missing = {key: item for key, item in missing.items() if key not in deferred}
         claimed = self._ledger.claim(
             (key, item.record, item.set, item.part) for key, item in missing.items()
         )
         answered |= claimed.answered
+        mine = claimed.mine
+        if self._by_batch(len(wanted)):
+            deferred |= self._defer(task, missing, mine.keys() - told.keys())
+            mine = {key: lost for key, lost in mine.items() if key not in deferred}
         ask = _Ask(task, missing, time.monotonic() + self._seconds)
         try:
-            self._buy(ask, _packed(task, missing, claimed.mine))
+            self._buy(ask, _packed(task, missing, mine))
         finally:
             self._keep_failed(ask)
-            self._release(claimed.mine.keys() - ask.done.keys())
+            self._release(mine.keys() - ask.done.keys())
+            requests.done(self._ledger, told.keys() & ask.done.keys())
         if claimed.theirs:
             answered |= self._ledger.answers(claimed.theirs)
             if left := claimed.theirs - answered.keys():
@@ -235,8 +249,49 @@ class Asker:
             key: Answered(value, None, False) for key, value in answered.items()
         }
         outcomes |= {key: self._failed.pop(key) for key in wanted if key in self._failed}
+        outcomes |= deferred
         outcomes |= ask.done
         return [outcomes[key] for key in keys]
+
+    def _by_batch(self, more: int) -> bool:
+        """Whether what is missing goes with batches: `auto` where enough waits to be worth it."""
+        llm = self._settings.llm
+        transport = llm.transport.get(self._stage, "direct")
+        if self._endpoint.embedded:
+            return False  # it takes none
+        if transport == "auto":
+            return self._waiting() + more >= llm.auto_from
+        return transport == "batch"
+
+    def _defer(
+        self, task: Task, items: Mapping[Key, Item], keys: Collection[Key]
+    ) -> dict[Key, Deferred]:
+        """Write requests for items that this worker holds."""
+        lines = []
+        for call in _packed(task, items, dict.fromkeys(key for key in items if key in keys)):
+            asked = [items[key] for key in call.keys]
+            request = packing.request(self._settings, self._endpoint, task, asked)
+            cost = prices.cost(
+                self._settings, self.model, request.input_tokens, request.most_tokens, batch=True
+            )
+            lines.append(
+                requests.Line(
+                    body=request.body,
+                    items=[
+                        (key, item.record, item.set, item.part)
+                        for key, item in zip(call.keys, asked, strict=True)
+                    ],
+                    schema=dict(task.schema),
+                    pack=task.pack,
+                    prompt=task.prompt.name,
+                    version=task.prompt.version,
+                    input_tokens=request.input_tokens,
+                    output_tokens=request.output_tokens,
+                    cost=cost,
+                )
+            )
+        requests.put(self._ledger, self.model, lines)
+        return dict.fromkeys(keys, Deferred("batch"))
 
     def _buy(self, ask: _Ask, calls: Sequence[_Call]) -> None:
         """All calls, several at a time. What is halted or fails leaves its items without outcome,

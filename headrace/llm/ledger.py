@@ -261,7 +261,10 @@ class Ledger:
         """
         with self._lock:
             renew = None  # what waits for a batch is claimed for as long as it takes
-            if planned.transport == "direct" and time.monotonic() - self._renewed > self._lease.total_seconds() / 4:
+            if (
+                planned.transport == "direct"
+                and time.monotonic() - self._renewed > self._lease.total_seconds() / 4
+            ):
                 renew = list(self._items)
             asked = {
                 **self._standing,

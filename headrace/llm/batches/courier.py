@@ -1,0 +1,220 @@
+"""The courier: takes requests to the provider and answers to the ledger. One at a time, by a lock.
+
+    finish   batches that were on their way when a predecessor ended
+    submit   requests that have waited long enough, or are enough for a file
+    collect  what the provider is done with
+    redo     the records of answered requests, which find their answers in the ledger; and those
+             that are to be asked directly
+
+Every step may be cut off anywhere and done again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from headrace.config import Settings
+from headrace.errors import HeadraceError, Pause, Retry
+from headrace.llm import endpoint
+from headrace.llm.batches import collection, submission
+from headrace.llm.batches.requests import COURIER
+from headrace.llm.client import Client, Passing, Refused
+from headrace.llm.ledger import Ledger
+from headrace.log import get
+from headrace.redo import sending
+from headrace.stores import migrate, postgres
+from headrace.stream.topology import Topology
+
+log = get(__name__)
+
+_LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace llm batches ' || current_schema()))"
+_BACK = """
+SELECT DISTINCT r.stage FROM llm_requests r WHERE r.state IN ('answered', 'direct')
+"""
+# A record that its store has not read yet is waited for: nothing could be read of it.
+_RECORDS = """
+SELECT r.id, array_agg(DISTINCT i.record_id),
+       bool_and(i.record_id IS NULL OR EXISTS (SELECT FROM records s WHERE s.id = i.record_id))
+FROM llm_requests r LEFT JOIN llm_request_items i ON i.request = r.id
+WHERE r.stage = %s AND r.state IN ('answered', 'direct') GROUP BY r.id ORDER BY r.id LIMIT 1000
+OFFSET %s
+"""
+_ANSWERED = """
+WITH gone AS (
+  DELETE FROM llm_requests WHERE id = ANY(%(ids)s) AND state = 'answered' RETURNING id
+)
+DELETE FROM llm_request_items i USING gone WHERE i.request = gone.id
+"""
+_DIRECT = "UPDATE llm_requests SET state = 'queued' WHERE id = ANY(%(ids)s) AND state = 'direct'"
+_OPEN = """
+SELECT EXISTS (SELECT FROM llm_requests WHERE state <> 'queued')
+    OR EXISTS (SELECT FROM llm_batches WHERE state <> 'done')
+"""
+
+
+class Courier:
+    """Call `look` now and then, or `serve`. Raises nothing that passes by itself."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        queue: Callable[[str, Sequence[str]], None] | None = None,
+    ) -> None:
+        """`queue` has records of a stage done again; without it they go on its redo topic."""
+        self._settings = settings
+        self._topology = topology
+        self._queue = queue or self._send_again
+        self._connection: psycopg.Connection | None = None
+        self._ledgers: dict[str, Ledger] = {}
+        self._client: Client | None = None
+        self._said = ""
+
+    def serve(self, stopping: threading.Event) -> None:
+        """Until told to stop."""
+        while not stopping.is_set():
+            self.look()
+            stopping.wait(self._settings.llm.batch_poll_seconds)
+        self.close()
+
+    def look(self) -> bool:
+        """Do what there is to do; False where another one holds the lock or nothing could be
+        done."""
+        try:
+            connection = self._locked()
+            if connection is None:
+                return False
+            if connection.execute(_OPEN).fetchone() != (True,):
+                return True
+            self._submit(connection)
+            self._collect(connection)
+            self._redo(connection)
+        except (Retry, Pause, Passing, Refused, HeadraceError) as error:
+            self._say(str(error))
+            return False
+        except psycopg.Error as error:
+            if not postgres.passing(error):
+                raise
+            self.close()
+            self._say(str(error).splitlines()[0])
+            return False
+        self._said = ""
+        return True
+
+    def close(self) -> None:
+        for ledger in self._ledgers.values():
+            ledger.close()
+        self._ledgers.clear()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    # -- the steps
+
+    def _submit(self, connection: psycopg.Connection) -> None:
+        llm = self._settings.llm
+        for batch in submission.making(connection):
+            self._send(connection, batch)
+        for of in submission.waiting(connection):
+            if of.provider != endpoint.named(self._settings).provider or not of.due(llm):
+                continue
+            while submission.make(connection, llm, of, self._settings.project):
+                for batch in submission.making(connection):
+                    self._send(connection, batch)
+
+    def _send(self, connection: psycopg.Connection, batch: Any) -> None:
+        with self._noted(connection, batch):
+            client = self._asked()
+            ledger = self._ledger(batch.stage)
+            with client.errors():
+                submission.submit(connection, ledger, client.openai, self._settings.llm, batch)
+
+    def _collect(self, connection: psycopg.Connection) -> None:
+        for batch in collection.sent(connection):
+            with self._noted(connection, batch):
+                client = self._asked()
+                collector = collection.Collector(
+                    self._settings, connection, self._ledger(batch.stage), client.openai
+                )
+                with client.errors():
+                    collector.look(batch)
+
+    def _redo(self, connection: psycopg.Connection) -> None:
+        for (stage,) in connection.execute(_BACK).fetchall():
+            skipped = 0
+            while rows := connection.execute(_RECORDS, [stage, skipped]).fetchall():
+                ready = [(name, ids) for name, ids, stored in rows if stored]
+                skipped += len(rows) - len(ready)
+                records = sorted({one for _, ids in ready for one in ids if one})
+                if records:
+                    self._queue(stage, records)
+                names = {"ids": [name for name, _ in ready]}
+                with connection.transaction():
+                    connection.execute(_ANSWERED, names)
+                    connection.execute(_DIRECT, names)
+
+    def _send_again(self, stage: str, records: Sequence[str]) -> None:
+        group = self._topology.group(stage)
+        sending.queue(
+            self._settings, self._topology, group, records, "answers of a batch", kind="answered"
+        )
+
+    # -- what they need
+
+    @contextmanager
+    def _noted(self, connection: psycopg.Connection, batch: Any) -> Iterator[None]:
+        """What a batch fails with stands beside it; the others go on."""
+        try:
+            yield
+        except (Passing, Refused, Pause, Retry, HeadraceError) as error:
+            connection.execute(
+                "UPDATE llm_batches SET error = %s WHERE id = %s", [str(error)[:300], batch.id]
+            )
+            self._say(f"{batch.name}: {error}")
+
+    def _ledger(self, stage: str) -> Ledger:
+        if stage not in self._ledgers:
+            self._ledgers[stage] = Ledger(self._settings, stage, COURIER)
+        return self._ledgers[stage]
+
+    def _asked(self) -> Client:
+        if self._client is None:
+            found = endpoint.check(self._settings)
+            if found.embedded:
+                raise HeadraceError("llm: the embedded model takes no batches; set llm.base_url")
+            self._client = Client(self._settings, found)
+        return self._client
+
+    def _locked(self) -> psycopg.Connection | None:
+        """A connection that holds the lock, or None where another process does."""
+        if self._connection is not None:
+            return self._connection
+        migrate.upgrade(self._settings, self._topology)
+        made = postgres.connect(self._settings, autocommit=True, application="headrace llm batches")
+        if made.execute(_LOCK).fetchone() != (True,):
+            made.close()
+            return None
+        self._connection = made
+        return made
+
+    def _say(self, line: str) -> None:
+        if line != self._said:
+            log.warning("%s", line)
+        self._said = line
+
+
+def wanted(settings: Settings, topology: Topology) -> bool:
+    """Whether any group asks by batches."""
+    return any(
+        settings.llm.transport.get(group.short, "direct") != "direct"
+        for group in topology.stages()
+        if group.paid
+    )
