@@ -208,11 +208,11 @@ def settle(
     known = {group.group: group for group in groups}
 
     def ahead(short: str, seen: frozenset[str]) -> list[GroupLag]:
-        """Groups above that still have work for this one, nearest first."""
+        """Groups above that have work for this one now, nearest first."""
         found = []
         for name in upstream.get(short, ()):
             group = known.get(name)
-            if group is None or name in seen:
+            if group is None or name in seen or _rests(group):
                 continue
             found += [group] if not group.caught_up else ahead(name, seen | {name})
         return found
@@ -222,6 +222,12 @@ def settle(
         state, reason = _judge(group, ahead(group.group, frozenset({group.group})), stall_seconds)
         settled.append(replace(group, state=state, reason=reason))
     return settled
+
+
+def _rests(group: GroupLag) -> bool:
+    """Outside its windows, with nobody at work; what is to be done again wakes it."""
+    opened = group.rest is not None and group.rest.open
+    return group.when != "always" and group.members == 0 and not opened and not group.redo
 
 
 def _judge(group: GroupLag, ahead: list[GroupLag], stall_seconds: float) -> tuple[State, str]:
@@ -243,15 +249,15 @@ def _judge(group: GroupLag, ahead: list[GroupLag], stall_seconds: float) -> tupl
         if _stalls(group, stall_seconds):
             return State.STALL, f"nothing committed in {group.window or 0:.0f} s"
         return State.RUNNING, "a window of it is open"
-    scheduled = group.when != "always"
+    rests = _rests(group)
     due = group.rest.next if group.rest is not None and group.rest.next else group.when
     if group.caught_up and any(p.committed is not None for p in group.working):
         if ahead:
             return State.WAITING, "for " + ", ".join(dict.fromkeys(g.group for g in ahead))
-        if idle and scheduled:
+        if rests:
             return State.SCHEDULED, due
         return (State.DONE, "") if idle else (State.OK, "")
-    if idle and scheduled:
+    if rests:
         return State.SCHEDULED, due
     if idle and all(p.committed is None for p in group.working):
         return State.NOT_STARTED, ""
