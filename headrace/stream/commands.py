@@ -19,7 +19,7 @@ import click
 
 from headrace import log, platforms
 from headrace.config import Mode, Settings
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.scheduling import units
 from headrace.stores import weaviate
 from headrace.stream import signals
@@ -113,6 +113,7 @@ def worker(
     Exit status: 0 after a signal or when caught up, 4 when too many dead letters stopped the
     group, 2 when something must be mended, and others when it is worth starting again.
     """
+    from headrace.stream import topics
     from headrace.stream import worker as workers
     from headrace.supervisor import reporter
 
@@ -151,7 +152,9 @@ def worker(
     files = platforms.load(settings)
     waits = units.scheduled(topology, files, found) and not now and not until_caught_up
     if supervisor is None:
-        _prepare(settings, [found], tables=waits)
+        topics.ensure(settings)
+        if waits:
+            _make_tables(settings, log.get(__name__).warning)
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     found = replace(found, batch=topology.batch(found, settings, files))
@@ -159,15 +162,15 @@ def worker(
         os.nice(found.nice)
     if waits:
         _leave(_in_windows(settings, topology, found, slot, report, supervisor is not None))
-    topics = subscription(settings, topology, found)
+    read = subscription(settings, topology, found)
     code = workers.run(
         settings,
         topology,
         found,
-        topics,
+        read,
         slot=slot,
         report=report,
-        finished=_finished(found, topics) if until_caught_up else lambda admin: False,
+        finished=_finished(found, read) if until_caught_up else lambda admin: False,
     )
     _leave(code)
 
@@ -332,6 +335,7 @@ def supervised(
     Groups and jobs that are named run at once. Else those with a schedule are started when they
     are due, and batch mode asks for their windows now.
     """
+    from headrace.stream import topics
     from headrace.supervisor import Supervisor
 
     topology = topologies.load(settings)
@@ -357,7 +361,12 @@ def supervised(
         return None
     stores = any(group.kind == "store" for group in chosen)
     tables = stores or bool(projectors or attended or jobs)
-    _prepare(settings, [*chosen, *attended], tables=tables)
+    if chosen or attended:
+        topics.ensure(settings)
+    if tables:
+        # Where there is an end, or nothing that goes without it, nobody waits for PostgreSQL.
+        goes_without = not until_caught_up and any(group.kind == "stage" for group in chosen)
+        _make_tables(settings, say if goes_without else None)
     read = {group.short: subscription(settings, topology, group) for group in chosen}
     for line in _left_out(settings, topology, chosen, attended):
         say(line)
@@ -404,17 +413,17 @@ def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[
     return (*(topic for topic in group.reads if topic.short not in out), group.redo)
 
 
-def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = False) -> None:
-    """Topics, and tables if so asked, where they are missing. A store's worker sees to its tables
-    by itself, as soon as it can."""
-    from headrace.stream import topics
+def _make_tables(settings: Settings, say: Callable[[str], object] | None) -> None:
+    """What is missing of them. Without PostgreSQL `say` hears that what needs it waits: store and
+    scheduler make the tables as soon as they can. Raises ServerUnavailable where `say` is None."""
+    from headrace.stores import migrate
 
-    if groups:
-        topics.ensure(settings)
-    if tables:
-        from headrace.stores import migrate
-
+    try:
         migrate.upgrade(settings)
+    except ServerUnavailable as error:
+        if say is None:
+            raise
+        say(f"{error}; stores, jobs and schedules wait for it")
 
 
 def in_mode(settings: Settings, mode: Mode | None) -> Settings:

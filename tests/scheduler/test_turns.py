@@ -9,9 +9,10 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+import yaml
 
+from headrace.scheduling import report, windows
 from headrace.scheduling import scheduler as schedulers
-from headrace.scheduling import windows
 from headrace.scheduling.scheduler import Scheduler
 from headrace.stores import postgres
 from tests.stages import groups
@@ -179,3 +180,36 @@ def test_a_window_is_as_long_as_what_waited(worlds: Any) -> None:
         ("skipped", "test (disabled)")
     ]
     made.close()
+
+
+def test_two_schedulers_that_know_different_groups(worlds: Any) -> None:
+    """One leaves alone what only the other knows, be it for long; a person may close it."""
+    world = worlds(change=groups(words=NIGHTLY, shout=LATER), platforms=("reddit",)).apply()
+    clock = Clock()
+    knows_both = scheduler(world, clock)
+    knows_both.turn()
+    world.post(n=5)
+    world.send("enriched.words", "a", b"{}")
+    clock.now += 3 * HOUR
+    for _ in range(2):  # readers come after their writers
+        knows_both.turn()
+        catch_up(world, "words")
+    assert [row[2] for row in rows(world, "shout")] == ["open"]
+    noted = world.sql("SELECT * FROM schedules ORDER BY 1")
+    knows_both.close()
+
+    file = world.home / "other.yaml"
+    content = yaml.safe_load((world.home / "topics.yaml").read_text())
+    del content["groups"]["shout"]
+    content["modes"] = {"full": "all"}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    other = world.settings.model_copy(update={"topics": file})
+    knows_one = Scheduler(other, clock=clock)
+    wait_for(knows_one.turn)
+    knows_one.close()
+    assert [row[2] for row in rows(world, "shout")] == ["open"]
+    assert world.sql("SELECT * FROM schedules ORDER BY 1") == noted, "what it missed is made up"
+    assert [window.group for window in report.read(other).unknown] == ["shout"]
+    assert report.read(world.settings).unknown == ()
+    assert "closed: shout" in world.command("schedule", "--close", "shout").stdout
+    assert [row[2] for row in rows(world, "shout")] == ["skipped"]
