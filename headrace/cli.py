@@ -43,7 +43,7 @@ COMMANDS = {
     "gates": ("headrace.gates.commands:gates", "Whether what is stored is as good as it should be"),
     "trace": ("headrace.backlog.commands:trace", "Everything that is known of one record"),
     "doctor": ("headrace.backlog.commands:doctor", "What is wrong, and what to do about it"),
-    "dead": ("headrace.redo.commands:dead", "Dead letters: list, show, redrive"),
+    "dead": ("headrace.redo.commands:dead", "Dead letters: list, show, redrive, dismiss"),
     "requeue": ("headrace.redo.commands:requeue", "Have a stage do again what it misses"),
     "upgrade": ("headrace.redo.commands:upgrade", "Have a stage do again what is older"),
     "forget": ("headrace.forget.commands:forget", "Take records out of everything"),

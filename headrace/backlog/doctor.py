@@ -113,6 +113,7 @@ def examine(settings: Settings) -> Diagnosis:
             with database.reading(settings) as connection:
                 sums += _sums(connection, reader.topology if reader else None, lags)
                 found += _unaccounted(sums, lags, reader.topology if reader else None)
+                found += _dead(connection)
                 found += _forgetting(connection)
                 found += _unsent(connection)
         except (HeadraceError, psycopg.Error) as error:
@@ -394,14 +395,21 @@ def _unaccounted(
                 "nothing, unless they should have come back by now",
                 level="note",
             )
-        if s.dead:
-            yield Finding(
-                "records",
-                f"{s.stage}: {s.dead:,} records are dead",
-                f"`headrace dead list {s.stage}` says why; once it is mended,"
-                f" `headrace dead redrive {s.stage}` gives them back",
-                level="note",
-            )
+
+
+def _dead(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Dead letters that wait for somebody."""
+    for group, count in connection.execute(
+        "SELECT \"group\", count(*) FROM letters WHERE state = 'open' GROUP BY 1 ORDER BY 1"
+    ).fetchall():
+        yield Finding(
+            "dead",
+            f"{group}: {count:,} dead letters are open",
+            f"`headrace dead list {group}` says why; once it is mended,"
+            f" `headrace dead redrive {group}` gives them back, and `headrace dead dismiss {group}`"
+            " puts aside what never can be read",
+            level="note",
+        )
 
 
 def _unsent(connection: psycopg.Connection) -> Iterator[Finding]:

@@ -24,8 +24,8 @@ def _table(content: str, plain: str) -> Table:
     return Table(frozenset(content.split()), frozenset(plain.split()))
 
 
-# What forgetting empties or takes away; headrace.forget.tables does it, headrace.forget.rows does
-# the same to the files of a snapshot.
+# What forgetting empties or takes away; headrace.forget.tables does it, headrace.snapshots.removal
+# does the same to the files of a snapshot.
 TABLES = {
     "records": _table(
         "native_id text title url lang metrics value", "id kind topic topic_id"
@@ -39,7 +39,7 @@ TABLES = {
     ),
     "vectors": _table("vector", "record_id space stage version root_topic_id"),
     "dead_letters": _table(
-        "record_key reason exception key value headers", "group topic topic_id"
+        "record_key reason exception key value headers dismissal", "group topic topic_id"
     ),
     "redo": _table("reason", "group record_id state"),
     "search_errors": _table("reason", "record_id collection"),

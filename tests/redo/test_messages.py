@@ -46,6 +46,24 @@ def test_an_outcome_goes_with_its_vector_and_its_rank(database: Database) -> Non
     assert str(lineage.input) == f"{database.project}.enriched.embeddings.reddit:0:40"
 
 
+def test_another_message_at_the_place_is_another_letter(database: Database) -> None:
+    """Places repeat when a topic is made anew."""
+
+    def dies(key: str, value: bytes, at: int) -> None:
+        where = {"topic": "raw", "partition": "0", "offset": "3", "exception.message": "why"}
+        headers = [(f"__connect.errors.{name}", said.encode()) for name, said in where.items()]
+        database.write([database.message("sentiment.dlt", key, value, headers, at=at)])
+
+    told = "SELECT record_key, value, deaths, dismissed_at IS NULL, redriven_at FROM dead_letters"
+    dies("a", b"one", 1)
+    dies("a", b"one", 2)
+    database.sql("UPDATE dead_letters SET dismissed_at = now()")
+    dies("a", b"one", 1)  # read once more
+    assert database.sql(told) == [("a", b"one", 2, False, None)]
+    dies("b", b"two", 3)
+    assert database.sql(told) == [("b", b"two", 1, True, None)]
+
+
 def test_only_an_answer_to_the_order_clears_it(database: Database) -> None:
     topic_id = database.topic_id(f"{database.project}.enriched.sentiment")
     (order,) = database.sql(
