@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from headrace import schedule
+from headrace import platforms, schedule
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.models import embedding
@@ -156,6 +156,8 @@ class Searcher:
             return self.search(words, "keyword", filters, limit)
 
     def _aliases(self, filters: Filters) -> list[str]:
+        for name in filters.platforms:
+            platforms.get(self._settings, name)
         there = self._client.alias.list_all()
         every = collections.aliases(self._settings, filters.platforms, filters.kinds)
         found = [of for of in every if of in there]

@@ -70,6 +70,8 @@ def test_words_meaning_and_filters(search: Search):
         assert set(ids("shoes", "hybrid", sentiment="negative")) == {"reddit:1"}
         with pytest.raises(HeadraceError, match="say what to look for"):
             searcher.search(" ")
+        with pytest.raises(HeadraceError, match="platform redit is not known; there are: "):
+            ids("shoes", platforms=("redit",))
     assert search.object("post:reddit:4").vector["default"]
     assert search.compare().apart == 0
 
