@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import psycopg
+from psycopg.types.json import set_json_loads
 
 from consumers.postgres.merge import Place, Served, State, merge
 from consumers.postgres.reading import Batch, Letter, Raw, Receipt, Redone
@@ -235,6 +236,7 @@ class Writer:
 
     def open(self, connection: psycopg.Connection) -> None:
         """Call once a connection, outside a transaction."""
+        set_json_loads(orjson.loads, connection)  # a large number goes back as it came
         with connection.transaction():
             connection.execute(_TEMPORARY.encode())
 

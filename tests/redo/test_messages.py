@@ -32,7 +32,8 @@ def test_a_record_goes_as_it_was_published(database: Database) -> None:
 
 def test_an_outcome_goes_with_its_vector_and_its_rank(database: Database) -> None:
     vector = embedded(0.25, -1.5, 3.0)
-    sent = database.outcome("a", 7, "embeddings", result=dict(vector), rank=3, offset=40)
+    result = {**vector, "large": 1e22}
+    sent = database.outcome("a", 7, "embeddings", result=result, rank=3, offset=40)
     dropped = database.outcome("c", 9, "embeddings", "drop", offset=41)
     database.write([database.raw("a", 7), database.raw("b", 8), database.raw("c", 9)])
     database.write([sent, dropped])
