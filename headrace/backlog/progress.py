@@ -93,11 +93,11 @@ def progress(receipt: Receipt, topology: Topology, lags: Sequence[GroupLag]) -> 
         raw = _passed_raw(group.short, receipt, rows, what)
         if raw is not None:
             steps.append(raw)
-        for topic in group.reads:
-            stage = topology.stage_of(topic)
+        for stage in dict.fromkeys(topology.stage_of(topic) for topic in group.reads):
             if stage is None or stage.short not in through:
                 continue
-            behind = sum(p.lag for p in rows.values() if p.topic == topic.name)
+            written = {topic.name for topic in stage.outputs}  # one, or one a platform
+            behind = sum(p.lag for p in rows.values() if p.topic in written)
             above = through[stage.short]
             kept = max(above.passed - behind, 0)
             what = stage.short if group.kind == "store" else ""

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import click
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -66,7 +69,10 @@ def rows(groups: Iterable[GroupLag], *, detail: str, project: str) -> list[tuple
         eta = group.eta()
         cells = (f"{group.lag:,}", f"{group.redo:,}", rate(group.rate_in), rate(group.rate_out))
         name = (group.group, "") if detail else (group.group,)
-        found.append((*name, *cells, span(group.seconds_behind), span(eta), state))
+        times = (span(group.seconds_behind), span(eta))
+        if not group.partitions and group.members is None:  # nobody could be asked
+            cells, times = ("–",) * 4, ("–",) * 2
+        found.append((*name, *cells, *times, state))
         if not detail:
             continue
         for topic, parts in group.topics():
@@ -98,6 +104,20 @@ def _cells(group: GroupLag, parts: Sequence[PartitionLag]) -> tuple[str, ...]:
         span(eta),
         "DATA_LOSS" if any(p.lost for p in parts) else str(parts[0].held or ""),
     )
+
+
+def show(cells: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+    """A table on standard output. A terminal too narrow for its numbers is left to break lines:
+    better than to see half of each; the last column alone may be cut off."""
+    console = Console()
+    if not console.is_terminal:
+        click.echo(plain(cells, names))
+        return
+    widths = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
+    whole = sum(widths) + 2 * len(widths)
+    if whole - widths[-1] + len("SCHEDULED") > console.width:
+        console.width = max(console.width, whole)
+    console.print(table(cells, names))
 
 
 def table(cells: Iterable[Sequence[str]], names: Sequence[str]) -> Table:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 
 import click
-from rich.console import Console
 
 from headrace.config import Settings
 
@@ -54,16 +53,13 @@ def schedule(load: Callable[[], Settings], as_json: bool, group: str | None) -> 
             took = tables.span(report.took(row.last))
         if row.next is not None:
             seconds = max((row.next - found.now).total_seconds(), 0.0)
-            after = f"{report.local(row.next, found.zone)} (in {tables.span(seconds)})"
+            rough = " ".join(tables.span(seconds).split()[:2])
+            after = f"{report.local(row.next, found.zone)} (in {rough})"
         state = f"{row.state}: {row.reason}" if row.reason else row.state
         cells.append(
             (row.unit.group, row.unit.platform or "", row.unit.when.text, last, took, after, state)
         )
-    console = Console()
-    if console.is_terminal:
-        console.print(tables.table(cells, COLUMNS))
-    else:
-        click.echo(tables.plain(cells, COLUMNS))
+    tables.show(cells, COLUMNS)
     if not found.led:
         click.echo("no scheduler runs: `headrace run` and `headrace scheduler` have one")
 

@@ -80,6 +80,7 @@ def run(
     for short, counts in report.counts.items():
         numbers = {name: n for name, n in counts.items() if n}
         shown = ", ".join(f"{n:,} {name}" for name, n in numbers.items())
+        shown = "done" if shown == "1 runs" else shown  # a job's
         click.echo(f"  {short}: {shown or 'nothing to do'}")
     for name, reason in report.waiting.items():
         click.echo(f"waiting: {name}: {reason}")
