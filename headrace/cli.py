@@ -109,9 +109,9 @@ def headrace(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The whole program; returns its exit status (a command may return one as a number)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # Not headrace.main(): it answers a broken pipe by itself, with exit status 1.
-        given = list(sys.argv[1:] if arguments is None else arguments)
         with headrace.make_context("headrace", given) as context:
             result = headrace.invoke(context)
         sys.stdout.flush()
@@ -139,6 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _PLACES:
             raise
         return _say(f"{error.filename or 'writing'}: {error.strerror}")
+    except UnicodeEncodeError:
+        if all(map(_is_text, given)):
+            raise
+        return _say("an argument holds bytes that are not UTF-8")
     except Exception as error:
         for kind in type(error).__mro__:
             if (server := _SERVERS.get(f"{kind.__module__}.{kind.__name__}")) is not None:
@@ -160,6 +164,10 @@ _PLACES = {
 
 # Errors of servers that nobody foresaw, by name: no import for them.
 _SERVERS = {"cimpl.KafkaException": "Kafka", "psycopg.OperationalError": "PostgreSQL"}
+
+
+def _is_text(argument: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in argument)
 
 
 def _say(message: str) -> int:
