@@ -47,11 +47,12 @@ def test_an_outcome_goes_with_its_vector_and_its_rank(database: Database) -> Non
     assert str(lineage.input) == f"{database.project}.enriched.embeddings.reddit:0:40"
 
 
-def test_another_message_at_the_place_is_another_letter(database: Database) -> None:
-    """Places repeat when a topic is made anew."""
+def test_letters_of_a_topic_that_was_made_anew(database: Database) -> None:
+    """Its places come again, with other messages; and smaller ones are no earlier."""
+    topic = f"{database.project}.raw.posts.reddit"
 
     def dies(key: str, value: bytes, at: int) -> None:
-        where = {"topic": "raw", "partition": "0", "offset": "3", "exception.message": "why"}
+        where = {"topic": topic, "partition": "0", "offset": "3", "exception.message": "why"}
         headers = [(f"__connect.errors.{name}", said.encode()) for name, said in where.items()]
         database.write([database.message("sentiment.dlt", key, value, headers, at=at)])
 
@@ -63,6 +64,11 @@ def test_another_message_at_the_place_is_another_letter(database: Database) -> N
     assert database.sql(told) == [("a", b"one", 2, False, None)]
     dies("b", b"two", 3)
     assert database.sql(told) == [("b", b"two", 1, True, None)]
+    dies("post:reddit:z", b"three", 100)
+    for at, state in ((99, "open"), (101, "superseded")):
+        database.write([database.raw("z", 2, at=at)])
+        assert database.sql("SELECT state FROM letters") == [(state,)]
+        database.sql("TRUNCATE records")
 
 
 def test_only_an_answer_to_the_order_clears_it(database: Database) -> None:
