@@ -24,6 +24,7 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.schedule import duration_text
 from headrace.scheduling import report as schedules
 from headrace.search import collections, compare, marks
+from headrace.snapshots import checking
 from headrace.stores import postgres, weaviate
 from headrace.stream import clients, topics
 from headrace.stream.clients import Admin
@@ -37,7 +38,7 @@ Offsets = dict[tuple[str, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    check: str  # servers, topics, retention, schedules, lag, offsets, records, redo, runs, search
+    check: str  # servers, topics, retention, schedules, lag, offsets, records, redo, runs, search …
     what: str
     do: str
     level: Literal["finding", "note"] = "finding"
@@ -107,6 +108,7 @@ def examine(settings: Settings) -> Diagnosis:
             lags = {lag.group: lag for lag in reader.read()}
             found += _lag(lags.values())
             found += _runs(settings)
+            found += _snapshots(settings, admin, reader.topology)
         except (HeadraceError, KafkaException) as error:
             found.append(_unreachable("Kafka", error))
         try:
@@ -248,6 +250,18 @@ def _runs(settings: Settings) -> Iterator[Finding]:
                 "`headrace publish` the same files again: it goes on where this run ended",
                 level="note",
             )
+
+
+def _snapshots(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Finding]:
+    for name, faults in checking.lost(settings, admin, wanted).items():
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        yield Finding(
+            "snapshots",
+            f"{name} can no longer be restored: {faults[0]}{more}",
+            f"`headrace snapshot create` makes one that can; `headrace snapshot delete {name}`"
+            " frees its room",
+            level="note",
+        )
 
 
 def _schedules(settings: Settings) -> Iterator[Finding]:
