@@ -106,7 +106,7 @@ def follow(readers: Readers, order: Order) -> list[str]:
         }
         behind = readers.behind(group, known)
         if behind:
-            waits.append(_waits(readers, group, behind, left_out))
+            waits.append(waits_for(readers, group, behind))
         elif above:
             waits.append(f"{group.short} waits for the groups before it")
         if behind or above:
@@ -122,7 +122,9 @@ def _concerned(
     return any(name in ends or name in unsettled for name in inputs)
 
 
-def _waits(readers: Readers, group: Group, behind: int, left_out: Mapping[str, str]) -> str:
+def waits_for(readers: Readers, group: Group, behind: int) -> str:
+    """Why an order waits for a group that has so many messages to read."""
+    left_out = readers.left_out(group)
     said = f"{group.short} has {behind:,} messages to read"
     if not group.when.always:
         return f"{said} ({group.when.text})"
