@@ -10,11 +10,13 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 import yaml
+from confluent_kafka import Producer
 
 from headrace.scheduling import report, windows
 from headrace.scheduling import scheduler as schedulers
 from headrace.scheduling.scheduler import Scheduler
 from headrace.stores import postgres
+from headrace.stream import clients
 from tests.stages import groups
 from tests.world import World, wait_for
 
@@ -179,6 +181,35 @@ def test_a_window_is_as_long_as_what_waited(worlds: Any) -> None:
     assert world.sql("SELECT state, reason FROM windows ORDER BY id DESC LIMIT 1") == [
         ("skipped", "test (disabled)")
     ]
+    made.close()
+
+
+def test_what_is_not_committed_yet_belongs_to_the_window(worlds: Any) -> None:
+    """What a writer has just made may not count as stable yet when its reader's turn comes."""
+    world = worlds(change=groups(words=NIGHTLY), platforms=("reddit",)).apply()
+    clock = Clock()
+    made = scheduler(world, clock)
+    made.turn()
+    own = {"transactional.id": f"{world.project}.test"}
+    producer = Producer(clients.producer_conf(world.settings, **own))
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.produce(world.topology.topic("raw.posts.reddit").name, b"{}", "a", partition=0)
+    producer.flush()
+    clock.now += 2 * HOUR
+    made.turn()
+    assert [row[2] for row in rows(world, "words")] == ["open"]
+    catch_up(world, "words")  # as far as it can come now
+    made.turn()
+    assert [row[2] for row in rows(world, "words")] == ["open"]
+    producer.commit_transaction()
+
+    def passed() -> bool:
+        catch_up(world, "words")
+        made.turn()
+        return [row[2] for row in rows(world, "words")] == ["done"]
+
+    wait_for(passed)
     made.close()
 
 
