@@ -297,10 +297,11 @@ class StatusApp:
                 lately.get(reading.group, NOTHING),
             )
         ]
+        searching = self._settings.search.enabled
         changed = alerts.decide(
             self._alerts,
             found,
-            self._topology.groups.keys() | self._topology.projectors.keys(),
+            {*self._topology.groups, *(self._topology.projectors if searching else ())},
             telling.channels(self._settings),
             now,
             round(own.cooldown_minutes * MINUTE_MS),

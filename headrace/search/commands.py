@@ -118,7 +118,7 @@ def rebuild(load: Callable[[], Settings], no_wait: bool) -> int:
         with postgres.connect(settings, readonly=True) as connection:
             row = connection.execute(
                 "SELECT NOT EXISTS (SELECT FROM search_collections WHERE state = 'building')"
-                " AND NOT EXISTS (SELECT FROM search_dirty)"
+                " AND NOT EXISTS (SELECT FROM search_dirty WHERE rebuild)"
             ).fetchone()
         return row == (True,)
 
@@ -127,7 +127,7 @@ def rebuild(load: Callable[[], Settings], no_wait: bool) -> int:
         projector.short,
         projector.name,
         lambda post: module.build(post, topology, projector),
-        finished=ready,
+        leaving=ready,  # whatever else changes meanwhile
     )
     if code == 0 and ready():
         click.echo("the new collections serve")
