@@ -32,6 +32,7 @@ from headrace.stream.topology import Group, Topology
 
 PATIENCE_SECONDS = 10.0  # for a mirror to follow a store that works meanwhile
 _MINUTE = 60_000
+_SHOWN = 5  # names of missing topics
 
 Offsets = dict[tuple[str, int], int]
 
@@ -121,9 +122,12 @@ def examine(settings: Settings) -> Diagnosis:
         except (HeadraceError, psycopg.Error) as error:
             found.append(_unreachable("PostgreSQL", error))
         else:
-            if reader is not None and lags:
-                found += _offsets(settings, reader)
-                found += _schedules(settings)
+            try:
+                if reader is not None and lags:
+                    found += _offsets(settings, reader)
+                    found += _schedules(settings)
+            except (HeadraceError, KafkaException, psycopg.Error) as error:
+                found.append(_unreachable("a server", error))
             found += _search(settings)
     return Diagnosis(tuple(found), tuple(sums))
 
@@ -160,8 +164,10 @@ def _topics(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Find
         yield Finding("retention", str(error), do)
         return
     if plan.create:
-        names = ", ".join(topic.name for topic in plan.create)
-        yield Finding("topics", f"missing: {names}", "`headrace topics apply` creates them")
+        shown = ", ".join(topic.name for topic in plan.create[:_SHOWN])
+        more = len(plan.create) - _SHOWN
+        shown += f" and {more} more" if more > 0 else ""
+        yield Finding("topics", f"missing: {shown}", "`headrace topics apply` creates them")
     by_topic: dict[str, list[str]] = {}
     for change in plan.alter:
         by_topic.setdefault(change.topic, []).append(str(change).removeprefix(f"{change.topic}: "))
@@ -265,7 +271,7 @@ def _snapshots(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[F
 
 
 def _schedules(settings: Settings) -> Iterator[Finding]:
-    """What would begin now if somebody opened its window."""
+    """What would begin now if somebody opened its window, and windows that nobody here knows."""
     found = schedules.read(settings)
     late = [str(row.unit) for row in found.rows if row.state in ("due", "asked")]
     if late and not found.led:
@@ -273,6 +279,14 @@ def _schedules(settings: Settings) -> Iterator[Finding]:
             "schedules",
             f"due, and no scheduler runs: {', '.join(late)}",
             "`headrace run` has one; with containers `headrace scheduler` is one",
+            level="note",
+        )
+    for name in dict.fromkeys(window.group for window in found.unknown):
+        yield Finding(
+            "schedules",
+            f"{name} has a window, and no schedule here",
+            "nothing where another topics.yaml of this project knows it, and it holds nobody up;"
+            f" else `headrace schedule --close {name}`",
             level="note",
         )
 

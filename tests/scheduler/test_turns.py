@@ -12,6 +12,7 @@ import pytest
 import yaml
 from confluent_kafka import Producer
 
+from headrace.backlog import doctor
 from headrace.scheduling import report, windows
 from headrace.scheduling import scheduler as schedulers
 from headrace.scheduling.scheduler import Scheduler
@@ -242,5 +243,7 @@ def test_two_schedulers_that_know_different_groups(worlds: Any) -> None:
     assert world.sql("SELECT * FROM schedules ORDER BY 1") == noted, "what it missed is made up"
     assert [window.group for window in report.read(other).unknown] == ["shout"]
     assert report.read(world.settings).unknown == ()
+    said = [finding.what for finding in doctor.examine(other).findings]
+    assert "shout has a window, and no schedule here" in said
     assert "closed: shout" in world.command("schedule", "--close", "shout").stdout
     assert [row[2] for row in rows(world, "shout")] == ["skipped"]
