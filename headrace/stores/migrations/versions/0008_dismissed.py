@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0008"
 down_revision = "0007"
 
@@ -20,8 +22,7 @@ COMMENTS: dict[str, str] = {
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(TABLES)
-    for name, text in COMMENTS.items():
-        execute(f"COMMENT ON COLUMN {name} IS '{text}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:
