@@ -6,7 +6,7 @@ twice and changes nothing the second time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -62,12 +62,13 @@ def unfinished(connection: psycopg.Connection) -> list[Window]:
 
 
 def latest(connection: psycopg.Connection) -> dict[Key, Window]:
-    """The window of each unit that stands for its latest due time, whatever became of it."""
+    """The window of each unit with a schedule noted that stands for its latest due time, whatever
+    became of it."""
     return _last(connection, "true")
 
 
 def last_worked(connection: psycopg.Connection) -> dict[Key, Window]:
-    """The window of each unit that was opened last."""
+    """The same of those that were opened."""
     return _last(connection, "opened_at IS NOT NULL")
 
 
@@ -227,10 +228,13 @@ def _select(connection: psycopg.Connection, condition: str, group: str | None) -
 
 
 def _last(connection: psycopg.Connection, condition: str) -> dict[Key, Window]:
-    query = f"""
-        SELECT DISTINCT ON ("group", platform) {_COLUMNS} FROM windows WHERE {condition}
-        ORDER BY "group", platform, due DESC
+    """The one of each unit that was due last: a step into an index, however many there were."""
+    found = f"""
+        SELECT {_COLUMNS} FROM windows w WHERE w."group" = s."group" AND {condition}
+        AND w.platform %s ORDER BY due DESC LIMIT 1
     """
-    rows: Sequence[tuple[object, ...]] = connection.execute(query).fetchall()
-    found = [Window(*row) for row in rows]  # type: ignore[arg-type]
-    return {window.key: window for window in found}
+    query = f"""
+        SELECT w.* FROM schedules s CROSS JOIN LATERAL (
+          ({found % "= s.platform"}) UNION ALL ({found % "IS NULL AND s.platform IS NULL"})) w
+    """
+    return {(window := Window(*row)).key: window for row in connection.execute(query).fetchall()}
