@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -255,7 +255,7 @@ class Headrace:
         platform: str | None = None,
         chunk: int = 10_000,
         columns: Sequence[str] | None = None,
-        since: str | datetime | None = None,
+        since: str | date | None = None,
     ) -> Reading:
         """Posts, or one facet of them, as Arrow record batches: iterate over it, or take
         `.to_table()` or `.to_pandas()`.

@@ -43,15 +43,19 @@ COMMANDS = {
     "gates": ("headrace.gates.commands:gates", "Whether what is stored is as good as it should be"),
     "trace": ("headrace.backlog.commands:trace", "Everything that is known of one record"),
     "doctor": ("headrace.backlog.commands:doctor", "What is wrong, and what to do about it"),
-    "dead": ("headrace.redo.commands:dead", "Dead letters: list, show, redrive"),
+    "dead": ("headrace.redo.commands:dead", "Dead letters: list, show, redrive, dismiss"),
     "requeue": ("headrace.redo.commands:requeue", "Have a stage do again what it misses"),
     "upgrade": ("headrace.redo.commands:upgrade", "Have a stage do again what is older"),
-    "scores": ("consumers.scores.commands:scores", "Scores by dimension: list, recompute, backfill"),
+    "scores": ("consumers.scores.commands:scores", "Scores: list, recompute, backfill"),
     "top": ("consumers.scores.commands:top", "The posts with the highest score"),
     "forget": ("headrace.forget.commands:forget", "Take records out of everything"),
     "personas": (
         "consumers.personas.commands:personas",
         "Personas of communities: list, show, progress, check, export, regenerate, edit, …",
+    ),
+    "llm": (
+        "headrace.llm.commands:llm",
+        "Language models: what they cost, how things stand, estimates, batches",
     ),
     "search": ("headrace.search.commands:search", "Search the records by words and by meaning"),
     "snapshot": (
@@ -115,9 +119,9 @@ def headrace(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The whole program; returns its exit status (a command may return one as a number)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # Not headrace.main(): it answers a broken pipe by itself, with exit status 1.
-        given = list(sys.argv[1:] if arguments is None else arguments)
         with headrace.make_context("headrace", given) as context:
             result = headrace.invoke(context)
         sys.stdout.flush()
@@ -145,6 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _PLACES:
             raise
         return _say(f"{error.filename or 'writing'}: {error.strerror}")
+    except UnicodeEncodeError:
+        if all(map(_is_text, given)):
+            raise
+        return _say("an argument holds bytes that are not UTF-8")
     except Exception as error:
         for kind in type(error).__mro__:
             if (server := _SERVERS.get(f"{kind.__module__}.{kind.__name__}")) is not None:
@@ -166,6 +174,10 @@ _PLACES = {
 
 # Errors of servers that nobody foresaw, by name: no import for them.
 _SERVERS = {"cimpl.KafkaException": "Kafka", "psycopg.OperationalError": "PostgreSQL"}
+
+
+def _is_text(argument: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in argument)
 
 
 def _say(message: str) -> int:

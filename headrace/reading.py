@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import numpy as np
@@ -127,7 +127,7 @@ class Reading:
         platform: str | None = None,
         chunk: int = 10_000,
         columns: Sequence[str] | None = None,
-        since: str | datetime | None = None,
+        since: str | date | None = None,
         space: str | None = None,
     ) -> None:
         """`chunk` records are looked at for a batch; `since` is about `created_at`; `space` is that
@@ -144,9 +144,7 @@ class Reading:
         self._settings = settings
         self._platform = platform
         self._chunk = chunk
-        self._since = since if isinstance(since, datetime | None) else moment("since", since)
-        if self._since is not None and self._since.tzinfo is None:
-            self._since = self._since.replace(tzinfo=UTC)
+        self._since = _moment(since)
         self._shape: _Shape
         if what == POSTS:
             self._shape = _Posts({name for name in facets if name in ("text", "sentiment")})
@@ -155,6 +153,7 @@ class Reading:
         else:
             self._shape = _Facet(what, *_fields(settings, topology, what))
         known = self._shape.columns
+        columns = (columns,) if isinstance(columns, str) else columns
         named = self._shape.usual if columns is None else tuple(columns)
         if unknown := [name for name in named if name not in known]:
             raise HeadraceError(f"{what} has no column {unknown[0]}; there are: {', '.join(known)}")
@@ -328,6 +327,14 @@ class _Vectors(_Shape):
             )
         }  # fmt: skip
         return [{**record, **found[record["id"]]} for record in page if record["id"] in found]
+
+
+def _moment(since: str | date | None) -> datetime | None:
+    if isinstance(since, str):
+        return moment("since", since)
+    if isinstance(since, date) and not isinstance(since, datetime):
+        since = datetime.combine(since, time.min)
+    return since.replace(tzinfo=UTC) if since is not None and since.tzinfo is None else since
 
 
 def _served(connection: psycopg.Connection, facet: str, page: Page) -> dict[str, Served]:

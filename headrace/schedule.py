@@ -14,7 +14,7 @@ from croniter.croniter import CroniterBadDateError
 DAY_MS = 86_400_000
 _UNITS = {"second": 1000, "minute": 60_000, "hour": 3_600_000, "day": DAY_MS, "week": 7 * DAY_MS}
 _CRON = re.compile(r"""^cron\s+(["']?)(\S+(?:\s+\S+){4})\1$|^(\S+(?:\s+\S+){4})$""")
-_LAG = re.compile(r"^lag\s*>=\s*([\d_]+)(?:\s+or\s+(.+))?$")
+_LAG = re.compile(r"^lag\s*>=\s*([1-9]\d*(?:_\d+)*)(?:\s+or\s+(.+))?$")
 _DURATION = re.compile(r"^(\d+)\s*([a-z]+?)s?$")
 
 
@@ -150,14 +150,22 @@ def _shift(moment: datetime, clock: ZoneInfo) -> timedelta:
 
 def _longest_gap_ms(cron: str) -> int:
     """An upper bound: the most days between two days that match, and one day for the hours."""
-    fields: list[list[Any]] = croniter.expand(cron)[0]
+    fields: list[list[Any]]
+    nth: dict[int | str, set[int | str]]  # by weekday: only the first, second, last … of a month
+    fields, nth = croniter.expand(cron)
     days, months, weekdays = ({_number(value) for value in field} for field in fields[2:5])
+    any_weekday = "*" in weekdays and not nth
 
     def matches(day: date) -> bool:
         by_day = day.day in days or ("l" in days and (day + timedelta(1)).month != day.month)
-        by_weekday = (day.isoweekday() % 7) in weekdays
-        if "*" in days or "*" in weekdays:
-            fits = ("*" in days or by_day) and ("*" in weekdays or by_weekday)
+        weekday = day.isoweekday() % 7
+        by_weekday = weekday in weekdays
+        if nth:
+            places = nth.get(weekday, set()) | nth.get("*", set())
+            last = (day + timedelta(7)).month != day.month
+            by_weekday = (day.day + 6) // 7 in places or (last and "l" in places)
+        if "*" in days or any_weekday:
+            fits = ("*" in days or by_day) and (any_weekday or by_weekday)
         else:
             fits = by_day or by_weekday  # as cron does when both are given
         return fits and ("*" in months or day.month in months)

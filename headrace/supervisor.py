@@ -23,14 +23,14 @@ import orjson
 from headrace import config
 from headrace.config import Settings
 from headrace.log import get
-from headrace.scheduling.attendance import Attendance, Duty
+from headrace.scheduling.attendance import Attendance, Duty, Trouble
 from headrace.scheduling.scheduler import Scheduler
 from headrace.search import marks
 from headrace.stream import clients
 from headrace.stream.faults import Exit
 from headrace.stream.remaining import in_order, remaining
 from headrace.stream.signals import Signals
-from headrace.stream.topology import App, Group, Job, Projector, Topic, Topology
+from headrace.stream.topology import App, Group, Job, Member, Projector, Topic, Topology
 from headrace.stream.worker import Backoff
 
 log = get(__name__)
@@ -39,9 +39,6 @@ _TICK = 0.25
 _LOOK_SECONDS = 0.5
 _NEVER = float("inf")
 _GIVEN_UP = 5  # crashes in a row, with nothing done between them, after which nobody waits for it
-
-
-Member = Group | Projector | Job | App
 
 
 @dataclass
@@ -132,7 +129,9 @@ class Supervisor:
                 start_at=_NEVER if named and until_caught_up and isinstance(member, Job) else 0.0,
             )
             for member in members
-            for count in [1 if isinstance(member, Job | App) else workers or member.workers]
+            for count in [
+                (workers or member.workers) if isinstance(member, Group | Projector) else 1
+            ]
             for number in range(count)
         ]
         self._awaited = [c for c in self._children if not isinstance(c.group, App)]
@@ -297,12 +296,14 @@ class Supervisor:
     def _rest(self, child: Child) -> None:
         """It has done what was due."""
         child.state, child.reason, child.crashes = "resting", "", 0
-        child.pause.reset()
         child.rested_at = time.monotonic()
         if child.attended:
+            child.pause.reset()
             self._wake.set()
-        else:
+        elif isinstance(child.group, Job):
             child.done, child.start_at = True, _NEVER
+        else:  # it was given a schedule while we run, and looks for itself
+            child.start_at = time.monotonic() + child.pause.next()
         log.info("rests", worker=child.name)
 
     def _drain(self) -> None:
@@ -331,12 +332,14 @@ class Supervisor:
     def _attend(self) -> None:
         """Asks who is due, in a thread of its own: PostgreSQL and Kafka may take their time."""
         attendance = Attendance(self._settings, self._topology, self._attended, self._jobs)
+        trouble = Trouble("cannot see whether a window is open")
         while not self._ended.is_set():
             began = time.monotonic()
             try:
                 self._duties, self._looked_at = attendance.look(), began
+                trouble.passed()
             except Exception as error:
-                log.warning("cannot see whether a window is open", reason=str(error))
+                trouble.has(error)
             self._wake.wait(self._settings.scheduler.look_seconds)
             self._wake.clear()
         attendance.close()
@@ -362,6 +365,7 @@ class Supervisor:
 
     def _look(self) -> None:
         """Counts what is left, in a thread of its own: the broker may take its time to answer."""
+        trouble = Trouble("cannot see what is left")
         while not self._ended.wait(_LOOK_SECONDS):
             try:
                 with self._admin() as admin, self._attendance() as attendance:
@@ -375,6 +379,7 @@ class Supervisor:
                         for short, duty in duties.items():
                             left[short] = left.get(short, 0) + duty.left
                         self._left = left
+                        trouble.passed()
                         idle = self._idle()
                         # One that is asked for may wait for a group that cannot go on.
                         busy = {short for short, n in left.items() if n and short not in idle}
@@ -387,7 +392,7 @@ class Supervisor:
                             self._looks += 1
             except Exception as error:
                 self._looks = 0
-                log.warning("cannot see what is left", reason=str(error))
+                trouble.has(error)
 
     def _attendance(self) -> AbstractContextManager[Attendance | None]:
         if not self._waits_for_windows:

@@ -7,6 +7,7 @@ whenever this is killed the file is whole.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -92,7 +93,8 @@ class _Reader:
         self._mappings = mappings
         self._wanted = wanted
         self._mappers: dict[tuple[str, str], Mapper | None] = {}
-        names = [rf"(?<!\w){re.escape(name)}(?!\w)" for name in wanted.names]
+        written = {form for name in wanted.names for form in (name, json.dumps(name)[1:-1])}
+        names = [rf"(?<!\w){re.escape(form)}(?!\w)" for form in sorted(written)]
         self._named: Callable[[str], object] = (
             re.compile("|".join(names)).search if names else lambda text: None
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import psycopg
+from psycopg.types.json import set_json_loads
 
 from consumers.postgres import graph as graphs
 from consumers.postgres.merge import Place, Served, State, merge
@@ -202,14 +203,26 @@ WHERE newer(excluded.topic_id, excluded."offset", excluded.appended,
             r.topic_id, r."offset", r.appended)
 """
 
-# A message that dies again after a redo is the same dead letter, with its latest reason.
-_UPSERT_LETTER = """
+# A message that dies again after a redo is the same dead letter, with its latest reason. Another
+# message at its place, since the topic was made anew, is another letter.
+_SAME = """(d.key, coalesce(d.value, excluded.value))
+  IS NOT DISTINCT FROM (excluded.key, coalesce(excluded.value, d.value))"""
+_UPSERT_LETTER = f"""
 INSERT INTO dead_letters AS d ("group", record_key, topic, partition, "offset", reason, exception,
                                at, key, value, headers, topic_id, appended)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s)
 ON CONFLICT ("group", topic, partition, "offset") DO UPDATE SET
+  record_key = excluded.record_key, key = excluded.key, value = excluded.value,
+  topic_id = CASE WHEN {_SAME} THEN coalesce(excluded.topic_id, d.topic_id)
+                  ELSE excluded.topic_id END,
+  appended = CASE WHEN {_SAME} THEN coalesce(excluded.appended, d.appended)
+                  ELSE excluded.appended END,
   reason = excluded.reason, exception = excluded.exception, at = excluded.at,
-  headers = excluded.headers, deaths = d.deaths + 1, resolved_at = NULL
+  headers = excluded.headers, resolved_at = NULL,
+  deaths = CASE WHEN {_SAME} THEN d.deaths ELSE 0 END + 1,
+  redriven_at = CASE WHEN {_SAME} THEN d.redriven_at END,
+  dismissed_at = CASE WHEN {_SAME} THEN d.dismissed_at END,
+  dismissal = CASE WHEN {_SAME} THEN d.dismissal END
 WHERE excluded.at > d.at
 """
 
@@ -268,6 +281,7 @@ class Writer:
 
     def open(self, connection: psycopg.Connection) -> None:
         """Call once a connection, outside a transaction."""
+        set_json_loads(orjson.loads, connection)  # a large number goes back as it came
         with connection.transaction():
             connection.execute(_TEMPORARY.encode())
 

@@ -79,7 +79,7 @@ def schema(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _outcome(answer: asking.Answer, names: Sequence[str], parts: Sequence[str]) -> Outcome:
+def _outcome(answer: asking.Outcome, names: Sequence[str], parts: Sequence[str]) -> Outcome:
     if isinstance(answer, asking.Deferred):
         return deferred(answer.reason)
     if isinstance(answer, asking.Failed):

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 log = get(__name__)
 
 IDLE_SECONDS = 0.25  # between two looks for marks
-SWEEP_SECONDS = 10.0  # between two looks for what is to be compared
+SWEEP_SECONDS = 10.0  # between two looks for what is to be compared, if there was no more
+SWEEP_WRITES = 10  # compared at a time
 
 _SHARDS = """
 SELECT s.shard FROM generate_series(0, %s) AS s (shard), LATERAL (
@@ -49,10 +50,6 @@ SELECT s.shard FROM generate_series(0, %s) AS s (shard), LATERAL (
 ORDER BY first.rebuild, first.id
 """
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('headrace search ' || current_schema()), %s)"
-_LOCK_ALL = """
-SELECT pg_advisory_xact_lock(hashtext('headrace search ' || current_schema()), shard)
-FROM generate_series(0, %s) AS shard
-"""
 _MARKS = """
 SELECT id, record_id, rebuild FROM search_dirty WHERE shard = %s
 ORDER BY shard, rebuild, id LIMIT %s
@@ -74,7 +71,7 @@ _NEXT_WRITTEN = "SELECT id, record_ids FROM search_written WHERE id > %s ORDER B
 _OLD = """
 DELETE FROM search_written WHERE id IN (
   SELECT id FROM search_written WHERE written_at < now() - make_interval(secs => %s)
-  ORDER BY id LIMIT 10 FOR UPDATE SKIP LOCKED)
+  ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED)
 RETURNING record_ids
 """
 
@@ -272,7 +269,7 @@ class SearchLoop:
 
     def _turn_over(self, connection: psycopg.Connection, client: WeaviateClient) -> None:
         with connection.transaction():
-            connection.execute(_LOCK_ALL, [marks.SHARDS - 1])
+            collections.lock_shards(connection)
             if connection.execute(_REBUILT).fetchone() == (True,):
                 collections.turn_over(connection, client)
         self._tidy(connection, client)
@@ -288,12 +285,14 @@ class SearchLoop:
             SWEEP_SECONDS, self._settings.search.settle_seconds
         ):
             return
-        self._swept = time.monotonic()
         with connection.transaction():
-            rows = connection.execute(_OLD, [self._settings.search.settle_seconds]).fetchall()
+            settled = self._settings.search.settle_seconds
+            rows = connection.execute(_OLD, [settled, SWEEP_WRITES]).fetchall()
             ids = sorted({record_id for (some,) in rows for record_id in some})
             apart = compare.differing(connection, client, self._settings, ids)
             compare.again(connection, client, self._settings, apart)
+        if len(rows) < SWEEP_WRITES:
+            self._swept = time.monotonic()
         if apart:
             log.warning("Weaviate and PostgreSQL differ; marked again", records=len(apart))
 

@@ -74,7 +74,8 @@ def lag(
         elif as_json:
             _say_json([report.as_dict(group, stall_after) for group in found])
         else:
-            _show(found, detail or "", settings.project)
+            cells = report.rows(found, detail=detail or "", project=settings.project)
+            report.show(cells, report.columns(detail or ""))
     return 0
 
 
@@ -96,6 +97,7 @@ def progress(load: Loader, run: str, as_json: bool) -> int:
     with Reader(settings) as reader:
         found = progresses.progress(receipt, reader.topology, reader.read(members=False))
     found = replace(found, superseded=progresses.superseded(settings, found))
+    found = progresses.paid(settings, found)
     if as_json:
         _say_json(found.as_dict())
     else:
@@ -173,7 +175,7 @@ def coverage(load: Loader, as_json: bool) -> int:
         )
         for row in found
     ]
-    _print_table(cells, columns)
+    report.show(cells, columns)
     return 0
 
 
@@ -264,18 +266,6 @@ def _serve(reader: Any, groups: Sequence[str], port: int) -> int:
         server.shutdown()
         server.server_close()
     return 0
-
-
-def _show(groups: Sequence[GroupLag], detail: str, project: str) -> None:
-    _print_table(report.rows(groups, detail=detail, project=project), report.columns(detail))
-
-
-def _print_table(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
-    console = Console()
-    if console.is_terminal:
-        console.print(report.table(cells, columns))
-    else:
-        click.echo(report.plain(cells, columns))
 
 
 def _say_json(value: object) -> None:

@@ -24,6 +24,7 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.schedule import duration_text
 from headrace.scheduling import report as schedules
 from headrace.search import collections, compare, marks
+from headrace.snapshots import checking
 from headrace.stores import postgres, weaviate
 from headrace.stream import clients, topics
 from headrace.stream.clients import Admin
@@ -31,13 +32,14 @@ from headrace.stream.topology import Group, Topology
 
 PATIENCE_SECONDS = 10.0  # for a mirror to follow a store that works meanwhile
 _MINUTE = 60_000
+_SHOWN = 5  # names of missing topics
 
 Offsets = dict[tuple[str, int], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    check: str  # servers, topics, retention, schedules, lag, offsets, records, redo, runs, search
+    check: str  # servers, topics, retention, schedules, lag, offsets, records, redo, runs, search …
     what: str
     do: str
     level: Literal["finding", "note"] = "finding"
@@ -107,21 +109,26 @@ def examine(settings: Settings) -> Diagnosis:
             lags = {lag.group: lag for lag in reader.read()}
             found += _lag(lags.values())
             found += _runs(settings)
+            found += _snapshots(settings, admin, reader.topology)
         except (HeadraceError, KafkaException) as error:
             found.append(_unreachable("Kafka", error))
         try:
             with database.reading(settings) as connection:
                 sums += _sums(connection, reader.topology if reader else None, lags)
                 found += _unaccounted(sums, lags, reader.topology if reader else None)
+                found += _dead(connection)
                 found += _forgetting(connection)
                 found += _unsent(connection)
                 found += _graph(connection)
         except (HeadraceError, psycopg.Error) as error:
             found.append(_unreachable("PostgreSQL", error))
         else:
-            if reader is not None and lags:
-                found += _offsets(settings, reader)
-                found += _schedules(settings)
+            try:
+                if reader is not None and lags:
+                    found += _offsets(settings, reader)
+                    found += _schedules(settings)
+            except (HeadraceError, KafkaException, psycopg.Error) as error:
+                found.append(_unreachable("a server", error))
             found += _search(settings)
     return Diagnosis(tuple(found), tuple(sums))
 
@@ -158,8 +165,10 @@ def _topics(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Find
         yield Finding("retention", str(error), do)
         return
     if plan.create:
-        names = ", ".join(topic.name for topic in plan.create)
-        yield Finding("topics", f"missing: {names}", "`headrace topics apply` creates them")
+        shown = ", ".join(topic.name for topic in plan.create[:_SHOWN])
+        more = len(plan.create) - _SHOWN
+        shown += f" and {more} more" if more > 0 else ""
+        yield Finding("topics", f"missing: {shown}", "`headrace topics apply` creates them")
     by_topic: dict[str, list[str]] = {}
     for change in plan.alter:
         by_topic.setdefault(change.topic, []).append(str(change).removeprefix(f"{change.topic}: "))
@@ -250,8 +259,20 @@ def _runs(settings: Settings) -> Iterator[Finding]:
             )
 
 
+def _snapshots(settings: Settings, admin: Admin, wanted: Topology) -> Iterator[Finding]:
+    for name, faults in checking.lost(settings, admin, wanted).items():
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        yield Finding(
+            "snapshots",
+            f"{name} can no longer be restored: {faults[0]}{more}",
+            f"`headrace snapshot create` makes one that can; `headrace snapshot delete {name}`"
+            " frees its room",
+            level="note",
+        )
+
+
 def _schedules(settings: Settings) -> Iterator[Finding]:
-    """What would begin now if somebody opened its window."""
+    """What would begin now if somebody opened its window, and windows that nobody here knows."""
     found = schedules.read(settings)
     late = [str(row.unit) for row in found.rows if row.state in ("due", "asked")]
     if late and not found.led:
@@ -259,6 +280,14 @@ def _schedules(settings: Settings) -> Iterator[Finding]:
             "schedules",
             f"due, and no scheduler runs: {', '.join(late)}",
             "`headrace run` has one; with containers `headrace scheduler` is one",
+            level="note",
+        )
+    for name in dict.fromkeys(window.group for window in found.unknown):
+        yield Finding(
+            "schedules",
+            f"{name} has a window, and no schedule here",
+            "nothing where another topics.yaml of this project knows it, and it holds nobody up;"
+            f" else `headrace schedule --close {name}`",
             level="note",
         )
 
@@ -395,14 +424,21 @@ def _unaccounted(
                 "nothing, unless they should have come back by now",
                 level="note",
             )
-        if s.dead:
-            yield Finding(
-                "records",
-                f"{s.stage}: {s.dead:,} records are dead",
-                f"`headrace dead list {s.stage}` says why; once it is mended,"
-                f" `headrace dead redrive {s.stage}` gives them back",
-                level="note",
-            )
+
+
+def _dead(connection: psycopg.Connection) -> Iterator[Finding]:
+    """Dead letters that wait for somebody."""
+    for group, count in connection.execute(
+        "SELECT \"group\", count(*) FROM letters WHERE state = 'open' GROUP BY 1 ORDER BY 1"
+    ).fetchall():
+        yield Finding(
+            "dead",
+            f"{group}: {count:,} dead letters are open",
+            f"`headrace dead list {group}` says why; once it is mended,"
+            f" `headrace dead redrive {group}` gives them back, and `headrace dead dismiss {group}`"
+            " puts aside what never can be read",
+            level="note",
+        )
 
 
 def _unsent(connection: psycopg.Connection) -> Iterator[Finding]:

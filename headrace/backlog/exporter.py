@@ -81,7 +81,8 @@ def families(groups: Sequence[GroupLag]) -> list[Metric]:
                     seconds.add_metric(labels, 0)
                 elif p.oldest_ms is not None:
                     seconds.add_metric(labels, max(group.at_ms - p.oldest_ms, 0) / 1000)
-                places[topic, p.partition] = (p.start, p.end)
+                if group.kind not in ("projector", "job"):  # they read no topic
+                    places[topic, p.partition] = (p.start, p.end)
         if group.members is not None:
             members.add_metric([group.name], group.members)
         if group.seconds_behind is not None:

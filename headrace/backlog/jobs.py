@@ -10,7 +10,7 @@ import psycopg
 from headrace.backlog import database
 from headrace.backlog.model import GroupLag, PartitionLag, State
 from headrace.config import Settings
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.jobs import history
 from headrace.stream.topology import Job
 
@@ -24,8 +24,10 @@ def read(settings: Settings, job: Job) -> GroupLag:
     try:
         with database.reading(settings) as connection:
             how = history.standing(connection, job.short)
-    except (HeadraceError, psycopg.Error):
+    except (ServerUnavailable, psycopg.Error):
         return lag
+    except HeadraceError:  # it has no tables yet
+        return replace(lag, members=0)
     seen, taken_ms = None, None
     if how.current is not None and how.current.watermark and how.current.taken_at:
         by_partition = how.current.watermark.by_partition()
@@ -51,7 +53,7 @@ def read(settings: Settings, job: Job) -> GroupLag:
 
 def told(before: GroupLag, settled: GroupLag) -> GroupLag:
     """The settled lag with what its numbers do not say."""
-    if not before.partitions and before.members is None:
+    if before.members is None:
         return replace(settled, state=State.WAITING, reason="PostgreSQL cannot be asked")
     if not before.reason:
         return settled

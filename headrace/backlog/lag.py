@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import psycopg
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from headrace import platforms
-from headrace.backlog import jobs, projection
+from headrace.backlog import database, jobs, projection
 from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State, measure, settle
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.llm import standing
 from headrace.scheduling import report, units
 from headrace.stream import clients, topology
 from headrace.stream.topology import App, Job, Projector, Topology
@@ -115,6 +117,7 @@ class Reader:
         shown = {*wanted, *(other.short for other in others)}
         asks = members and any(unit.group in shown for unit in self._units)
         rests = report.rests(self.settings, self._units) if asks else {}
+        refused = self._refused(wanted) if members else {}
         samples = []
         for short in needed:
             group = self.topology.group(short)
@@ -136,7 +139,7 @@ class Reader:
             samples.append(
                 GroupLag(
                     short, group.name, group.kind, when, rows, count,
-                    at_ms=now, rest=rests.get(short),
+                    at_ms=now, rest=rests.get(short), refused=refused.get(short, ""),
                 )
             )  # fmt: skip
         if times:
@@ -154,6 +157,16 @@ class Reader:
             elif lag.group in wanted or lag.group in asked:
                 found.append(lag)
         return found
+
+    def _refused(self, groups: Iterable[str]) -> dict[str, str]:
+        """By group, which budget holds its calls of a language model back."""
+        if not any(self.topology.group(short).paid for short in groups):
+            return {}
+        try:
+            with database.reading(self.settings) as connection:
+                return standing.refused(connection, self.settings)
+        except (HeadraceError, psycopg.Error):  # lag is told without PostgreSQL too
+            return {}
 
     def _other(self, other: Projector | Job | App) -> GroupLag:
         if isinstance(other, Job):

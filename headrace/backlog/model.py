@@ -26,6 +26,7 @@ class State(StrEnum):
     OK = "OK"
     DONE = "DONE"
     WAITING = "WAITING"
+    WAITING_BUDGET = "WAITING_BUDGET"
     SCHEDULED = "SCHEDULED"
     RUNNING = "RUNNING"
     DISABLED = "DISABLED"
@@ -92,7 +93,8 @@ class GroupLag:
     """One group: its partitions (own inputs and redo), members, state and why it is in it.
 
     `members` is None where it was not asked; `window` is the seconds that rates were taken over;
-    `rest` is when a group with a schedule works, None where it has none or nobody could tell.
+    `rest` is when a group with a schedule works, None where it has none or nobody could tell;
+    `refused` is why its last call of a language model was not sent, if a budget was spent.
     """
 
     group: str
@@ -106,6 +108,7 @@ class GroupLag:
     state: State = State.NOT_STARTED
     reason: str = ""
     rest: Rest | None = None
+    refused: str = ""
 
     @property
     def subscribed(self) -> tuple[PartitionLag, ...]:
@@ -208,11 +211,11 @@ def settle(
     known = {group.group: group for group in groups}
 
     def ahead(short: str, seen: frozenset[str]) -> list[GroupLag]:
-        """Groups above that still have work for this one, nearest first."""
+        """Groups above that have work for this one now, nearest first."""
         found = []
         for name in upstream.get(short, ()):
             group = known.get(name)
-            if group is None or name in seen:
+            if group is None or name in seen or _rests(group):
                 continue
             found += [group] if not group.caught_up else ahead(name, seen | {name})
         return found
@@ -222,6 +225,12 @@ def settle(
         state, reason = _judge(group, ahead(group.group, frozenset({group.group})), stall_seconds)
         settled.append(replace(group, state=state, reason=reason))
     return settled
+
+
+def _rests(group: GroupLag) -> bool:
+    """Outside its windows, with nobody at work; what is to be done again wakes it."""
+    opened = group.rest is not None and group.rest.open
+    return group.when != "always" and group.members == 0 and not opened and not group.redo
 
 
 def _judge(group: GroupLag, ahead: list[GroupLag], stall_seconds: float) -> tuple[State, str]:
@@ -237,21 +246,23 @@ def _judge(group: GroupLag, ahead: list[GroupLag], stall_seconds: float) -> tupl
         state = State.DISABLED if held == {State.DISABLED} else State.SCHEDULED
         return state, "no topic is subscribed to now"
     idle = group.members == 0
+    if group.refused and group.backlog and not idle:
+        return State.WAITING_BUDGET, group.refused
     if group.rest is not None and group.rest.open:
         if idle:
             return State.STOPPED, "a window of it is open, and it has no member"
         if _stalls(group, stall_seconds):
             return State.STALL, f"nothing committed in {group.window or 0:.0f} s"
         return State.RUNNING, "a window of it is open"
-    scheduled = group.when != "always"
+    rests = _rests(group)
     due = group.rest.next if group.rest is not None and group.rest.next else group.when
     if group.caught_up and any(p.committed is not None for p in group.working):
         if ahead:
             return State.WAITING, "for " + ", ".join(dict.fromkeys(g.group for g in ahead))
-        if idle and scheduled:
+        if rests:
             return State.SCHEDULED, due
         return (State.DONE, "") if idle else (State.OK, "")
-    if idle and scheduled:
+    if rests:
         return State.SCHEDULED, due
     if idle and all(p.committed is None for p in group.working):
         return State.NOT_STARTED, ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 import psycopg
 
@@ -16,6 +17,7 @@ from headrace.backlog.model import GroupLag, PartitionLag
 from headrace.backlog.receipts import Receipt, Where
 from headrace.config import Settings
 from headrace.errors import HeadraceError
+from headrace.llm import cost as costs
 from headrace.stores import postgres
 from headrace.stream.topology import Topology
 
@@ -50,11 +52,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`superseded`: records of the run that a newer revision has replaced; None if not known."""
+    """superseded  records of the run that a newer revision has replaced; None if not known
+    calls, cost    of language models, for the run's records; cost in USD
+    """
 
     receipt: Receipt
     steps: tuple[Step, ...]
     superseded: int | None = None
+    calls: int = 0
+    cost: Decimal = Decimal(0)
 
     @property
     def passed(self) -> int:
@@ -77,6 +83,7 @@ class Progress:
             "superseded": self.superseded,
             "continued_by": receipt.superseded,
             "steps": [step.as_dict() for step in self.steps],
+            **({"calls": self.calls, "cost": float(self.cost)} if self.calls else {}),
         }
 
 
@@ -93,11 +100,11 @@ def progress(receipt: Receipt, topology: Topology, lags: Sequence[GroupLag]) -> 
         raw = _passed_raw(group.short, receipt, rows, what)
         if raw is not None:
             steps.append(raw)
-        for topic in group.reads:
-            stage = topology.stage_of(topic)
+        for stage in dict.fromkeys(topology.stage_of(topic) for topic in group.reads):
             if stage is None or stage.short not in through:
                 continue
-            behind = sum(p.lag for p in rows.values() if p.topic == topic.name)
+            written = {topic.name for topic in stage.outputs}  # one, or one a platform
+            behind = sum(p.lag for p in rows.values() if p.topic in written)
             above = through[stage.short]
             kept = max(above.passed - behind, 0)
             what = stage.short if group.kind == "store" else ""
@@ -133,6 +140,16 @@ def superseded(settings: Settings, progress: Progress) -> int | None:
     except (HeadraceError, psycopg.Error):
         return None
     return max(progress.receipt.records - int(row[0]), 0) if row else None
+
+
+def paid(settings: Settings, progress: Progress) -> Progress:
+    """With what language models were asked for the run; nothing without PostgreSQL."""
+    try:
+        with postgres.connect(settings, readonly=True) as connection:
+            calls, cost = costs.of_run(connection, progress.receipt.run)
+    except (HeadraceError, psycopg.Error):
+        return progress
+    return replace(progress, calls=calls, cost=cost)
 
 
 def _passed_raw(

@@ -10,7 +10,7 @@ import psycopg
 from headrace.backlog import database
 from headrace.backlog.model import GroupLag, PartitionLag, State
 from headrace.config import Settings
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.search import collections, marks
 from headrace.stream.topology import Projector
 
@@ -28,8 +28,10 @@ def read(settings: Settings, projector: Projector) -> GroupLag:
             waiting = marks.waiting(connection)
             members = marks.projectors(connection, projector.application)
             started = bool(collections.read(connection))
-    except (HeadraceError, psycopg.Error):
+    except (ServerUnavailable, psycopg.Error):
         return lag
+    except HeadraceError:  # it has no tables yet
+        return replace(lag, members=0)
     done = waiting.ever - waiting.marks
     queue = PartitionLag(
         topic=QUEUE,
@@ -45,7 +47,7 @@ def read(settings: Settings, projector: Projector) -> GroupLag:
 
 def told(settings: Settings, lag: GroupLag) -> GroupLag:
     """With what the numbers do not say: that nothing could be asked, or that records failed."""
-    if not lag.partitions:
+    if lag.members is None:
         return replace(lag, state=State.WAITING, reason="PostgreSQL cannot be asked")
     try:
         with database.reading(settings) as connection:

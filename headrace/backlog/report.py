@@ -6,19 +6,37 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import click
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State
 from headrace.backlog.progress import Progress
+from headrace.llm.admission import usd
 
 COLUMNS = ("GROUP", "TOPIC", "LAG", "REDO", "IN/S", "OUT/S", "BEHIND", "ETA", "STATE")
-LEFT = {"WHEN", "LAST", "NEXT", "GROUP", "TOPIC", "STATE", "STAGE", "PLATFORM", "STORED"}
+LEFT = {
+    "RUN",
+    "MODEL",
+    "DAY",
+    "WHEN",
+    "LAST",
+    "NEXT",
+    "GROUP",
+    "TOPIC",
+    "STATE",
+    "STAGE",
+    "PLATFORM",
+    "STORED",
+}
 COLOURS = {
     State.CATCHING_UP: "cyan",
     State.OK: "green",
     State.DONE: "green",
     State.WAITING: "yellow",
+    State.WAITING_BUDGET: "yellow",
     State.SCHEDULED: "blue",
     State.RUNNING: "cyan",
     State.DISABLED: "dim",
@@ -66,7 +84,10 @@ def rows(groups: Iterable[GroupLag], *, detail: str, project: str) -> list[tuple
         eta = group.eta()
         cells = (f"{group.lag:,}", f"{group.redo:,}", rate(group.rate_in), rate(group.rate_out))
         name = (group.group, "") if detail else (group.group,)
-        found.append((*name, *cells, span(group.seconds_behind), span(eta), state))
+        times = (span(group.seconds_behind), span(eta))
+        if not group.partitions and group.members is None:  # nobody could be asked
+            cells, times = ("–",) * 4, ("–",) * 2
+        found.append((*name, *cells, *times, state))
         if not detail:
             continue
         for topic, parts in group.topics():
@@ -98,6 +119,20 @@ def _cells(group: GroupLag, parts: Sequence[PartitionLag]) -> tuple[str, ...]:
         span(eta),
         "DATA_LOSS" if any(p.lost for p in parts) else str(parts[0].held or ""),
     )
+
+
+def show(cells: Sequence[Sequence[str]], names: Sequence[str]) -> None:
+    """A table on standard output. A terminal too narrow for its numbers is left to break lines:
+    better than to see half of each; the last column alone may be cut off."""
+    console = Console()
+    if not console.is_terminal:
+        click.echo(plain(cells, names))
+        return
+    widths = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
+    whole = sum(widths) + 2 * len(widths)
+    if whole - widths[-1] + len("SCHEDULED") > console.width:
+        console.width = max(console.width, whole)
+    console.print(table(cells, names))
 
 
 def table(cells: Iterable[Sequence[str]], names: Sequence[str]) -> Table:
@@ -199,6 +234,11 @@ def progress_text(progress: Progress) -> str:
             f"  {share.rjust(widths[3])}  {note}".rstrip()
             for g, w, n, share, note in steps
         ]
+    if progress.calls:
+        plural = "" if progress.calls == 1 else "s"
+        lines.append(
+            f"Cost: {usd(progress.cost)} for {progress.calls:,} call{plural} of language models"
+        )
     if progress.superseded:
         lines.append(
             f"{_records(progress.superseded)} superseded: a newer revision stands in their place"

@@ -80,6 +80,8 @@ def forget(
     chosen = bool(named or platform)
     if sum((chosen, resume, status is not None, list_)) > 1:
         raise click.UsageError("--resume, --status and --list go alone")
+    if dry_run and not chosen:
+        raise click.UsageError("--dry-run is for what is to be forgotten: name it")
     if deleted and platform:
         raise click.UsageError("--deleted is of all platforms")
     if not (chosen or resume or purge or status or list_):
@@ -94,6 +96,8 @@ def forget(
     rejects = import_module(_REJECTS).take_out
     with Forgetting(settings, rejects) as work:
         if chosen:
+            if not (yes or dry_run or as_json or sys.stdin.isatty()):
+                raise HeadraceError("nobody is there to be asked: add --yes, or --dry-run")
             if dry_run or not (yes or as_json):
                 found = work.look(selection)
                 if not as_json:

@@ -25,8 +25,8 @@ def _table(content: str, plain: str) -> Table:
     return Table(frozenset(content.split()), frozenset(plain.split()))
 
 
-# What forgetting empties or takes away; headrace.forget.tables does it, headrace.forget.rows does
-# the same to the files of a snapshot.
+# What forgetting empties or takes away; headrace.forget.tables does it, headrace.snapshots.removal
+# does the same to the files of a snapshot.
 TABLES = {
     "records": _table(
         "native_id text title url lang metrics value", "id kind topic topic_id"
@@ -46,8 +46,16 @@ TABLES = {
     "decisions": _table("value by", "subject action record_id topic_id"),
     "scores": _table("scores", "record_id stage version root_topic_id"),
     "dead_letters": _table(
-        "record_key reason exception key value headers", "group topic topic_id"
+        "record_key reason exception key value headers dismissal", "group topic topic_id"
     ),
+    "llm_calls": _table(
+        "error raw",
+        "stage provider model prompt transport reason repeats session worker state request_id"
+        " records",
+    ),
+    "llm_answers": _table("answer", "key stage record_id part prompt model"),
+    "llm_claims": _table("", "key stage record_id owner"),
+    "llm_sets": _table("keep reason", "stage record_id"),
     "redo": _table("reason", "group record_id state parts"),
     "search_errors": _table("reason", "record_id collection"),
     "dim_author": _table("name", ""),
@@ -68,6 +76,10 @@ PLAIN_TABLES = {
     "job_current": "which run of a job counts",
     "job_runs": "watermarks, and why a run failed",
     "metrics": "figures of platforms; names of entities, not of authors",
+    "llm_providers": "what a provider's servers said of being down",
+    "llm_refusals": "names of groups, and sums of money",
+    "llm_spent": "days, sessions and sums of money",
+    "llm_turns": "hashes, and names of groups",
     "offsets": "positions",
     "redo_orders": "commands that queued work",
     "runs": "paths and counts",

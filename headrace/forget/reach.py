@@ -73,7 +73,10 @@ class Readers:
         )
 
     def left_out(self, group: Group) -> Mapping[str, str]:
-        """The topics (full names) that a group does not read now, and why."""
+        """The topics (full names) that a group does not read now, and why. One that asks a language
+        model does not where none is configured: it may never come."""
+        if group.paid and not self.settings.llm.configured:
+            return {topic.name: "DISABLED" for topic in group.reads}
         out = self.topology.left_out(group, self.settings, self._platforms)
         return {self.topology.topic(short).name: state for short, state in out.items()}
 
@@ -106,7 +109,7 @@ def follow(readers: Readers, order: Order) -> list[str]:
         }
         behind = readers.behind(group, known)
         if behind:
-            waits.append(_waits(readers, group, behind, left_out))
+            waits.append(waits_for(readers, group, behind))
         elif above:
             waits.append(f"{group.short} waits for the groups before it")
         if behind or above:
@@ -122,7 +125,9 @@ def _concerned(
     return any(name in ends or name in unsettled for name in inputs)
 
 
-def _waits(readers: Readers, group: Group, behind: int, left_out: Mapping[str, str]) -> str:
+def waits_for(readers: Readers, group: Group, behind: int) -> str:
+    """Why an order waits for a group that has so many messages to read."""
+    left_out = readers.left_out(group)
     said = f"{group.short} has {behind:,} messages to read"
     if not group.when.always:
         return f"{said} ({group.when.text})"

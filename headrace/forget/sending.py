@@ -99,6 +99,8 @@ FROM unnest(%s::text[], %s::integer[], %s::bigint[], %s::boolean[])
 WHERE f.order_id = %s AND f.record_id = n.record_id
 """
 
+_LEAVE = "DELETE FROM forget_records WHERE order_id = %s AND record_id = ANY(%s)"
+
 
 def deletions(
     connection: psycopg.Connection,
@@ -106,27 +108,35 @@ def deletions(
     order: Order,
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Publish what is not out yet; a record that was deleted before needs nothing. False where it
-    was told to stop before the last."""
+    """Publish what is not out yet. False where it was told to stop before the last.
+
+    What files have deleted needs nothing, and stands again where it was published anew since. Any
+    other record is deleted (again): the store may have yet to read that it was published anew.
+    """
     published = 0
+    by_files = order.selection["kind"] == "deleted"
     for ids in chunks(connection, order, '"offset" IS NULL'):
         rows = connection.execute(_UNPUBLISHED, [order.id, ids]).fetchall()
-        noted = [(row[0], row[5], row[6], False) for row in rows if row[4]]
-        to_send = []
-        for record, kind, platform, topic, deleted, *_ in rows:
-            if not deleted:
-                value = {"id": record, "kind": kind, "platform": platform, "deleted": True}
-                to_send.append((topic, record, orjson.dumps(value)))
-        places = sender.send(to_send)
-        noted += [(record, *place[1:], True) for record, place in places.items()]
-        columns = [list(column) for column in zip(*noted, strict=True)]
-        connection.execute(_NOTE, [*columns, order.id])
-        published += len(to_send)
-        if published % _TOLD == 0:
+        if by_files:
+            noted = [(row[0], row[5], row[6], False) for row in rows if row[4]]
+            connection.execute(_LEAVE, [order.id, [row[0] for row in rows if not row[4]]])
+        else:
+            places = sender.send([_deletion(*row[:4]) for row in rows])
+            noted = [(record, *place[1:], True) for record, place in places.items()]
+            published += len(noted)
+        if noted:
+            columns = [list(column) for column in zip(*noted, strict=True)]
+            connection.execute(_NOTE, [*columns, order.id])
+        if published and published % _TOLD == 0:
             log.info("deletions published", order=order.id, records=published)
         if stopping():
             return False
     return True
+
+
+def _deletion(record: str, kind: str, platform: str, topic: str) -> Sent:
+    value = {"id": record, "kind": kind, "platform": platform, "deleted": True}
+    return topic, record, orjson.dumps(value)
 
 
 # Communities whose best posts are forgotten. What the store has must be the newest.

@@ -35,6 +35,8 @@ _FOUND = {
     " WHERE f.order_id = %s",
     "decisions": "SELECT count(*) FROM decisions d JOIN forget_records f USING (record_id)"
     " WHERE f.order_id = %s",
+    "llm_answers": "SELECT count(*) FROM llm_answers a JOIN forget_records f USING (record_id)"
+    " WHERE f.order_id = %s",
     "redo": "SELECT count(*) FROM redo d JOIN forget_records f USING (record_id)"
     " WHERE f.order_id = %s",
 }
@@ -65,6 +67,11 @@ _TAKE_OUT = {
     "nodes": "DELETE FROM nodes WHERE root_id = ANY(%s)",
     "edges": "DELETE FROM edges WHERE root_id = ANY(%s)",
     "decisions": "DELETE FROM decisions WHERE record_id = ANY(%s)",
+    "llm_answers": "DELETE FROM llm_answers WHERE record_id = ANY(%s)",
+    "llm_claims": "DELETE FROM llm_claims WHERE record_id = ANY(%s)",
+    "llm_sets": "DELETE FROM llm_sets WHERE record_id = ANY(%s)",
+    "llm_calls": "UPDATE llm_calls SET error = NULL, raw = NULL, records = NULL"
+    " WHERE records && %s",
     "redo": "DELETE FROM redo WHERE record_id = ANY(%s)",
     "search_errors": "DELETE FROM search_errors WHERE record_of(record_id) = ANY(%s)",
     "dead_letters": "DELETE FROM dead_letters WHERE record_key = ANY(%s)",

@@ -23,6 +23,7 @@ from headrace.forget import orders, purge, reach, sending, tables
 from headrace.forget.orders import Order, Selection, Wanted
 from headrace.forget.places import content_topics
 from headrace.log import get
+from headrace.redo import sending as redo
 from headrace.snapshots import removal as snapshots
 from headrace.stores import migrate, postgres
 from headrace.stream import clients, topics, topology
@@ -62,6 +63,7 @@ class Forgetting:
         self._connection = postgres.connect(
             settings, autocommit=True, application="headrace forget"
         )
+        self._connection.execute("SET statement_timeout = 0")  # a platform may be a million rows
         self._admin: Admin = clients.admin(settings)
         self._stopping: Callable[[], bool] = lambda: False
         self._looker: tuple[str, purge.Looker] | None = None
@@ -148,6 +150,7 @@ class Forgetting:
         order.waits = []
         if order.state == "open":
             self._forget(order)
+            orders.save(self._connection, order)
         if order.purge and "ends" in order.progress and (order.state != "open" or leaving):
             self._purge(order)
         orders.save(self._connection, order)
@@ -162,10 +165,16 @@ class Forgetting:
         readers = self._readers()
         ends = order.progress["ends"]
         raw = {name: ends[name] for name in ends if name in self._raw()}
-        stored = all(not readers.behind(store, raw) for store in self.topology.stores())
-        if stored and not order.progress.get("emptied"):
+        if not order.progress.get("emptied"):
+            for store in self.topology.stores():
+                if behind := readers.behind(store, raw):
+                    order.waits.append(reach.waits_for(readers, store, behind))
+            if order.waits:
+                return
             self._empty(order)  # what people see goes at once; late comers at the end
             order.progress["emptied"] = True
+        if not self._note_redo(order, readers):
+            return
         order.waits += reach.follow(readers, order)
         marked = tables.marked(self._connection, order) if self.settings.search.enabled else 0
         if marked and not order.waits:
@@ -177,6 +186,18 @@ class Forgetting:
         order.count("snapshots", self._clean_snapshots(order))
         order.state, order.finished_at = "forgotten", datetime.now(UTC)
         order.subject = None
+
+    def _note_redo(self, order: Order, readers: reach.Readers) -> bool:
+        """What stands on the redo topics is to be passed as well. All of it is there once no table
+        holds content that could be queued, and no command is queueing what it has read before."""
+        ends = order.progress["ends"]
+        groups = [g for g in self.topology.groups.values() if g.redo.name not in ends]
+        for group in groups:
+            if not redo.idle(self._connection, self.settings, group):
+                order.waits.append(f"another command is queueing work of {group.short}")
+        if not order.waits:
+            ends.update(readers.ends(group.redo.name for group in groups))
+        return not order.waits
 
     def _select(self, order: Order) -> bool:
         progress = order.progress
@@ -216,8 +237,7 @@ class Forgetting:
             purge.Looker(self.settings, self._connection, order).places().items()
         ):
             ends.setdefault(topic, {})[str(partition)] = end
-        redo = [group.redo.name for group in self.topology.groups.values()]
-        order.progress["ends"] = ends | self._readers().ends(redo)
+        order.progress["ends"] = ends
         sender.receipt(*sending.receipt(self._connection, self.topology, order))
         orders.save(self._connection, order)
         return True
@@ -231,15 +251,18 @@ class Forgetting:
         if behind:
             order.waits.append(f"the stores have {behind:,} communities to read")
             return False
+        now = ends.get(name, {})
+        spans = order.progress.get("quotes", {}).get(name, {})
         found = sending.quotes(self._connection, order)
         if not found:
+            ours = {at: [span[0], now[at]] for at, span in spans.items() if now[at] > span[0]}
+            order.progress["quotes"] = {name: ours} if ours else {}
             return True
-        spans = order.progress.setdefault("quotes", {})
-        for topic, partition, offset in sender.send(found).values():
-            first, end = spans.setdefault(topic, {}).get(str(partition), [offset, offset])
-            spans[topic][str(partition)] = [min(first, offset), max(end, offset + 1)]
+        # Where they may come to stand is noted first: after a kill nobody else knows.
+        order.progress["quotes"] = {name: {at: [end, end] for at, end in now.items()} | spans}
         order.count("communities", len(found))
         orders.save(self._connection, order)
+        sender.send(found)
         return self._publish_quotes(order, sender)  # waits until these are stored
 
     def _empty(self, order: Order) -> None:

@@ -51,7 +51,7 @@ def required_fields(look: Look) -> Iterator[Reading]:
 def _has(field: str) -> sql.Composable:
     if field in _COLUMNS:
         return sql.SQL(_COLUMNS[field])
-    path = sql.Literal("{" + ",".join(f'"{part}"' for part in field.split(".")) + "}")
+    path = sql.Literal(field.split("."))
     return sql.SQL("coalesce((r.value::jsonb) #>> {}::text[], '') <> ''").format(path)
 
 
@@ -66,7 +66,7 @@ def entity_confidence(look: Look) -> Iterator[Reading]:
             "no entity is found yet" if row is None else f"the mean is {row['mean']:.3f}",
             "run the group entities"
             if row is None
-            else "raise entities.threshold, then let the group entities answer its records again",
+            else "raise entities.threshold, then `headrace reset --stage entities`",
         )
 
 
@@ -83,9 +83,7 @@ def entity_threshold(look: Look) -> Iterator[Reading]:
             "no entity is found yet"
             if row is None
             else "there are mentions below entities.threshold, found when that was lower",
-            "run the group entities"
-            if row is None
-            else "let the group entities answer its records again",
+            "run the group entities" if row is None else "`headrace reset --stage entities`",
         )
 
 
@@ -174,7 +172,7 @@ GROUP BY p.name
             platform,
             missing.get(platform, 0),
             f"{missing.get(platform, 0):,} texts count as embedded and have no vector",
-            "let the group embeddings answer these records again",
+            "`headrace reset --stage embeddings`",
         )
 
 

@@ -35,7 +35,7 @@ def gates(load: Callable[[], Settings], platform: str | None, as_json: bool) -> 
             value = "–" if reading.value is None else f"{round(reading.value, 4):g}"
             click.echo(
                 f"{reading.state:<8}{told.gate:<{width}}  {reading.platform or 'all':<{names}}"
-                f"  {value:>8} {reading.wanted:<8}  since {told.since:%Y-%m-%d %H:%M}".rstrip()
+                f"  {value:>8} {reading.wanted:<8}  since {told.since:%Y-%m-%d %H:%M} UTC".rstrip()
             )
             if reading.state != "pass":
                 click.echo(f"        {reading.what}\n        → {reading.do}")

@@ -77,7 +77,7 @@ def judge(
         look = Look(connection, settings, topology, platform)
         found = [(gate, reading) for gate in gates for reading in _readings(gate, look)]
     try:
-        since = postgres.again(lambda: _note(settings, found))
+        since = postgres.again(lambda: _note(settings, found, gates if platform is None else ()))
     except psycopg.errors.InsufficientPrivilege:
         raise HeadraceError(
             "gates are noted in table gate_states, which this role may not write: ask as the role"
@@ -95,12 +95,19 @@ def _readings(gate: Gate, look: Look) -> list[Reading]:
     return list(gate.check(look))
 
 
-def _note(settings: Settings, found: Sequence[tuple[Gate, Reading]]) -> list[datetime]:
-    """Since when each reading is as it is."""
+def _note(
+    settings: Settings, found: Sequence[tuple[Gate, Reading]], whole: Sequence[Gate]
+) -> list[datetime]:
+    """Since when each reading is as it is. Of the gates in `whole` there are no others than these:
+    what they said before of anything else has ended."""
     with postgres.connect(settings, autocommit=True) as connection, connection.transaction():
         connection.execute(_LOCK)
         rows = connection.execute(_OPEN).fetchall()
         known = {(gate, platform): (state, at) for gate, platform, state, at in rows}
+        names, told = {gate.name for gate in whole}, {(g.name, r.platform) for g, r in found}
+        for gate, platform in known.keys() - told:
+            if gate in names:
+                connection.execute(_END, {"gate": gate, "platform": platform})
         return [_since(connection, known, gate.name, reading) for gate, reading in found]
 
 

@@ -137,10 +137,10 @@ def read(row: Mapping[str, Any], settings: Settings, stage: str, provider: str) 
         why = f"for the rate limit ({used:,} of {llm.tokens_per_minute:,} tokens a minute)"
     elif kind == "share":
         most = max(int((llm.requests_per_minute or 0) * share), 1)
-        why = f"for {stage}'s share of the rate limit ({used:,} of {most:,} a minute)"
+        why = f"for the rate limit ({used:,} of {most:,} a minute for {stage})"
     else:
         most = int((llm.tokens_per_minute or 0) * share)
-        why = f"for {stage}'s share of the rate limit ({used:,} of {most:,} tokens a minute)"
+        why = f"for the rate limit ({used:,} of {most:,} tokens a minute for {stage})"
     # A moment more, so that the time has come by the database's clock too.
     return Wait(min(seconds + 0.001, WAIT), why)
 

@@ -205,6 +205,7 @@ class Endpoint:
         wanted: dict[str, Any] = {"dimensions": self.dimensions} if self._shorten else {}
         try:
             answer = self._client.embeddings.create(model=self.name, input=list(texts), **wanted)
+            rows = sorted(answer.data, key=lambda row: row.index)
         except (openai.APIConnectionError, openai.InternalServerError) as error:  # timeouts too
             raise Retry(_patience(error), f"embeddings: {_line(error)}") from error
         except openai.RateLimitError as error:
@@ -225,7 +226,9 @@ class Endpoint:
                 raise Retry(_patience(error), f"embeddings: status {error.status_code}") from error
             # The text may be to blame (too long, say). What it says may repeat the text.
             raise ValueError(f"the endpoint refuses with status {error.status_code}") from None
-        rows = sorted(answer.data, key=lambda row: row.index)
+        except (openai.APIError, AttributeError, TypeError, ValueError) as error:
+            # A proxy's page, say, or no vectors at all: no text is to blame.
+            raise Retry(5.0, "embeddings: the endpoint's answer cannot be read") from error
         if [row.index for row in rows] != list(range(len(texts))):
             raise Retry(5.0, f"embeddings: {len(rows)} vectors came for {len(texts)} texts")
         count = len(rows[0].embedding)

@@ -28,14 +28,14 @@ _limit = click.option("--limit", type=click.IntRange(min=1), help="At most so ma
 
 @click.group()
 def dead() -> None:
-    """Dead letters: what died of what, and the way back."""
+    """Dead letters: what died of what, and the way back, or off the list."""
 
 
 @dead.command("list")
 @click.argument("group", required=False)
 @click.option("--cause", help="A part of the cause; * stands for anything.")
 @_platform
-@click.option("--all", "settled", is_flag=True, help="Those too that went through after all.")
+@click.option("--all", "settled", is_flag=True, help="Those too that are settled or dismissed.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
 @_json
 @click.pass_obj
@@ -59,19 +59,21 @@ def list_(
     filters = letters.Filters(group, cause, platforms)
     with database.reading(settings) as connection:
         found = letters.causes(connection, topology, filters, settled=settled, limit=limit + 1)
+        aside = 0 if found else letters.count(connection, topology, filters, "dismissed")
     more, found = len(found) > limit, found[:limit]
     if as_json:
         click.echo(json.dumps([one.as_dict() for one in found], indent=2, ensure_ascii=False))
         return 0
     if not found:
-        click.echo("nothing is dead")
+        click.echo("nothing is dead" + (f"; {aside:,} dismissed (--all)" if aside else ""))
         return 0
     for one in found:
         counts = [f"{one.open:,} open"]
         counts += [f"{one.queued:,} queued"] if one.queued else []
         counts += [f"{one.again:,} died more than once"] if one.again else []
-        if one.letters - one.open - one.queued:
-            counts.append(f"{one.letters - one.open - one.queued:,} settled")
+        counts += [f"{one.dismissed:,} dismissed"] if one.dismissed else []
+        rest = one.letters - one.open - one.queued - one.dismissed
+        counts += [f"{rest:,} settled"] if rest else []
         click.echo(f"{one.group}: {_line(one.cause)}")
         click.echo(f"    {', '.join(counts)}; {_span(one.oldest, one.newest)}")
         click.echo(f"    e.g. {_line(one.example or '(no key)')} (letter {one.number})")
@@ -109,6 +111,9 @@ def show(load: Loader, letter: str, group: str | None, as_bytes: bool, as_json: 
     click.echo(f"  reason   {_line(row['reason'])}")
     if row["redriven_at"]:
         click.echo(f"  redriven {row['redriven_at']:%Y-%m-%d %H:%M:%S} UTC")
+    if row["dismissed_at"]:
+        why = f": {_line(row['dismissal'])}" if row["dismissal"] else ""
+        click.echo(f"  dismissed {row['dismissed_at']:%Y-%m-%d %H:%M:%S} UTC{why}")
     for name, text in sorted((row["headers"] or {}).items()):
         click.echo(f"  header   {_line(name)}: {_line(text)}")
     size = "" if row["value"] is None else f" ({len(row['value']):,} bytes)"
@@ -182,6 +187,57 @@ def redrive(
     if report.timed_out:
         return LATE
     return DIED if report.stopped else 0
+
+
+@dead.command()
+@click.argument("group")
+@click.option("--cause", help="A part of the cause as `dead list` has it; * stands for anything.")
+@_platform
+@click.option("--record", "records", multiple=True, help="Only this record; repeatable.")
+@click.option("--reason", help="Why; `dead show` tells it.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@_json
+@click.pass_obj
+def dismiss(
+    load: Loader,
+    group: str,
+    cause: str | None,
+    platforms: tuple[str, ...],
+    records: tuple[str, ...],
+    reason: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Take dead letters of GROUP off the list, such as can never be read. They are kept, and
+    `dead redrive GROUP --record` still gives back what is named."""
+    from headrace.backlog import database
+    from headrace.redo import flows, letters
+    from headrace.stream import topology as topologies
+
+    settings = load()
+    topology = topologies.load(settings)
+    known_platforms(topology.platforms, platforms)
+    found = topology.group(group)
+    filters = letters.Filters(found.short, cause, platforms, records)
+    if dry_run:
+        with database.reading(settings) as connection:
+            count = letters.count(connection, topology, filters, "open")
+    else:
+        count = flows.dismiss(settings, topology, found, filters, reason)
+    if as_json:
+        told = {"group": found.short, "dismissed": 0 if dry_run else count, "found": count}
+        click.echo(json.dumps(told, indent=2))
+        return 0
+    if not count:
+        click.echo(f"{found.short}: no open dead letter is meant by this")
+    elif dry_run:
+        click.echo(f"{found.short}: {count:,} dead letters would be dismissed")
+    else:
+        click.echo(
+            f"{found.short}: {count:,} dead letters dismissed (`headrace dead list {found.short}"
+            " --all` lists them)"
+        )
+    return 0
 
 
 @click.command()
@@ -290,20 +346,21 @@ def upgrade(
         if limit is not None and limit < estimate.records:
             estimate = flows.Estimate(estimate.target, limit, estimate.rate, estimate.workers)
         about = _estimate(group.short, estimate)
-        if dry_run or not estimate.records:
+        if dry_run or not (estimate.records or wait or one.report.resent):
             extra = {"seconds": estimate.seconds, "target": str(estimate.target)}
             say(one.report, as_json, about, **extra)
             return 0
-        if not yes:
+        if not yes and estimate.records:
             if as_json or not sys.stdin.isatty():
                 raise HeadraceError(f"{about}; say --yes to have it done")
             click.echo(about, err=True)
             click.confirm("Queue them?", abort=True, err=True)
-        elif not as_json:
+        elif estimate.records and not as_json:
             click.echo(about, err=True)
         with tell:
             report = one.run(limit=limit, wait=wait, timeout=timeout)
-    say(report, as_json, queued(report), target=str(estimate.target))
+    done = report.queued or report.resent or report.left_out or report.timed_out
+    say(report, as_json, queued(report) if done else about, target=str(estimate.target))
     return LATE if report.timed_out else 0
 
 
@@ -323,7 +380,10 @@ def _redriven(report: Any) -> str:
         return "\n".join(lines)
     if not report.queued and not report.resent and not report.canary:
         said = f"{report.group}: there is nothing to redrive"
-        return said + (f"; {report.left_out:,} cannot be read again" if report.left_out else "")
+        if report.left_out:
+            said += f"; {report.left_out:,} cannot be read again: `headrace dead dismiss"
+            said += f" {report.group}` takes them off the list"
+        return said
     return queued(report)
 
 
@@ -377,7 +437,7 @@ def known_platforms(known: Sequence[str], asked: Sequence[str]) -> None:
 
 def _letter(row: Any) -> dict[str, Any]:
     value = dict(row)
-    for name in ("at", "redriven_at"):
+    for name in ("at", "redriven_at", "dismissed_at"):
         value[name] = value[name].isoformat() if value[name] else None
     for name in ("key", "value"):
         content = value[name]

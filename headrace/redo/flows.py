@@ -1,7 +1,7 @@
-"""The three ways back, from first to last: redrive, requeue, upgrade.
+"""The three ways back, from first to last: redrive, requeue, upgrade; and dismissing the dead.
 
-Each may be killed at any instant and started again: it first sends what its predecessor had noted,
-and then goes on with what is not queued yet.
+Each way back may be killed at any instant and started again: it first sends what its predecessor
+had noted, and then goes on with what is not queued yet.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from headrace.errors import HeadraceError
 from headrace.redo import choosing, letters, pace
 from headrace.redo.choosing import Choice, Target, Wanted
 from headrace.redo.messages import inputs
-from headrace.redo.sending import Line, Sender, Sent
+from headrace.redo.sending import Line, Sender, Sent, lock
 from headrace.redo.standing import POLL_SECONDS, Standing
+from headrace.stores import migrate, postgres
 from headrace.stream import clients
 from headrace.stream.topology import Group, Topology
 
@@ -37,8 +38,8 @@ class Tell(Protocol):
 
 @dataclass
 class Report:
-    """What a command did. `left_out`: nothing could be sent of them any more, or they were queued
-    by another. `died`: reasons of a canary, or of what was waited for."""
+    """What a command did. `left_out`: nothing can be sent of them, or they were queued by
+    another. `died`: reasons of a canary, or of what was waited for."""
 
     group: str
     kind: str
@@ -103,6 +104,7 @@ def redrive(
         standing = Standing(sender.admin, sender.connection, topology, group)
         standing.drop_unanswered()
         report.found = dead.count(sender.connection)
+        report.left_out = dead.keyless(sender.connection)
         pages = dead.pages(sender.connection, sender.chunk)
         lines = islice((line for page in pages for line in page), limit)
         waited: list[int] = []
@@ -155,6 +157,22 @@ def _survives(
     report.survived = sum(answer.survived for answer in found)
     report.died = [f"{a.record}: {a.reason}" for a in found if not a.survived]
     return not found or report.survived >= canary.survive * len(found)
+
+
+def dismiss(
+    settings: Settings,
+    topology: Topology,
+    group: Group,
+    filters: letters.Filters,
+    why: str | None,
+) -> int:
+    """Put open dead letters of a group aside; returns how many. Raises HeadraceError while another
+    command queues work of the group: it may be sending them."""
+    migrate.upgrade(settings, topology)
+    name = f"headrace redo {group.short}"
+    with postgres.connect(settings, autocommit=True, application=name) as connection:
+        lock(connection, settings, group)
+        return letters.dismiss(connection, topology, filters, why, settings.redo.chunk)
 
 
 # -- what a stage misses

@@ -1,4 +1,4 @@
-"""Dead letters: what died of what, one of them with its bytes, and the way back."""
+"""Dead letters: what died of what, one of them with its bytes, the way back, and putting aside."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from psycopg.rows import dict_row, namedtuple_row
 
 from headrace.errors import HeadraceError
 from headrace.redo.sending import Line
+from headrace.stores import postgres
 from headrace.stream.topology import Group, Topology
 
 SHOWN_BYTES = 20_000
@@ -62,6 +63,7 @@ class Cause(NamedTuple):
     letters: int
     open: int
     queued: int
+    dismissed: int
     again: int
     oldest: datetime
     newest: datetime
@@ -78,7 +80,8 @@ class Cause(NamedTuple):
 
 _CAUSES = """
 SELECT "group", cause, count(*), count(*) FILTER (WHERE state = 'open'),
-       count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE deaths > 1),
+       count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE state = 'dismissed'),
+       count(*) FILTER (WHERE deaths > 1),
        min(at), max(at), (array_agg(record_key ORDER BY at DESC, id))[1],
        (array_agg(id ORDER BY at DESC, id))[1]
 FROM letters WHERE {where} {open}
@@ -99,6 +102,14 @@ def causes(
     open_ = "" if settled else "AND state IN ('open', 'queued')"
     query = _CAUSES.format(where=where, open=open_).encode()
     return [Cause(*row) for row in connection.execute(query, parameters | {"limit": limit})]
+
+
+def count(connection: psycopg.Connection, topology: Topology, filters: Filters, state: str) -> int:
+    """How many letters are in a state."""
+    where, parameters = filters.where(topology)
+    query = f"SELECT count(*) FROM letters WHERE {where} AND state = %(state)s".encode()
+    row = connection.execute(query, parameters | {"state": state}).fetchone()
+    return int(row[0]) if row else 0
 
 
 _LETTER = """
@@ -139,12 +150,12 @@ def shown(content: bytes | None) -> str:
         return "(none)"
     try:
         text = orjson.dumps(orjson.loads(content), option=orjson.OPT_INDENT_2).decode()
-    except orjson.JSONDecodeError:
+    except (orjson.JSONDecodeError, TypeError):  # it reads more levels than it writes
         text = content.decode(errors="backslashreplace")
-    text = "".join(map(_plain, text))
-    if len(text) > SHOWN_BYTES:
-        return f"{text[:SHOWN_BYTES]}\n… ({len(content):,} bytes in all)"
-    return text
+    plain = "".join(map(_plain, text[: SHOWN_BYTES + 1]))
+    if len(plain) > SHOWN_BYTES:
+        return f"{plain[:SHOWN_BYTES]}\n… ({len(content):,} bytes in all)"
+    return plain
 
 
 def _plain(character: str) -> str:
@@ -155,8 +166,9 @@ def _plain(character: str) -> str:
 
 # -- the way back
 
+# What has no key is no record's: no group reads it however often.
 _OPEN = """
-FROM letters WHERE {where} AND "group" = %(of)s AND state = 'open' AND record_key IS NOT NULL
+FROM letters WHERE {where} AND "group" = %(of)s AND state = ANY(%(states)s) AND record_key <> ''
 """
 
 # Of a record that died several times the latest counts: what came before it is superseded.
@@ -170,7 +182,8 @@ ORDER BY record_key, at DESC, id DESC LIMIT %(size)s
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """The open letters of one group that are to be redriven."""
+    """The open letters of one group that are to be redriven; of records that are named the
+    dismissed ones too."""
 
     group: Group
     filters: Filters
@@ -202,9 +215,20 @@ class Dead:
         rows = connection.execute(query, parameters | {"of": self.group.short, "most": most})
         return [int(row[0]) for row in rows]
 
+    def keyless(self, connection: psycopg.Connection) -> int:
+        """Open letters without a key."""
+        where, parameters = self.filters.where(self.topology)
+        query = (
+            f'SELECT count(*) FROM letters WHERE {where} AND "group" = %(of)s'
+            " AND state = 'open' AND coalesce(record_key, '') = ''"
+        ).encode()
+        row = connection.execute(query, parameters | {"of": self.group.short}).fetchone()
+        return int(row[0]) if row else 0
+
     def _open(self) -> tuple[str, dict[str, Any]]:
         where, parameters = self.filters.where(self.topology)
-        return _OPEN.format(where=where), parameters | {"of": self.group.short}
+        states = ["open", "dismissed"] if self.filters.records else ["open"]
+        return _OPEN.format(where=where), parameters | {"of": self.group.short, "states": states}
 
 
 class Answer(NamedTuple):
@@ -227,3 +251,33 @@ def answers(connection: psycopg.Connection, letters: Sequence[int]) -> tuple[lis
     known = [row for row in rows if row.state != "queued"]
     found = [Answer(row.id, row.record_key, row.state != "open", row.reason) for row in known]
     return found, len(rows) - len(known)
+
+
+# -- putting aside
+
+_DISMISS = """
+WITH chosen AS (
+  SELECT id FROM letters WHERE {where} AND state = 'open' AND id > %(after)s
+  ORDER BY id LIMIT %(size)s
+)
+UPDATE dead_letters d SET dismissed_at = now(), dismissal = %(why)s
+FROM chosen WHERE d.id = chosen.id RETURNING d.id
+"""
+
+
+def dismiss(
+    connection: psycopg.Connection,
+    topology: Topology,
+    filters: Filters,
+    why: str | None,
+    size: int,
+) -> int:
+    """Take open letters off the list, `size` at a time; returns how many. Their rows stay."""
+    where, parameters = filters.where(topology)
+    query = _DISMISS.format(where=where).encode()
+    parameters |= {"after": 0, "size": size, "why": why}
+    done = 0
+    while rows := postgres.again(lambda: connection.execute(query, parameters).fetchall()):
+        done += len(rows)
+        parameters["after"] = max(number for (number,) in rows)
+    return done

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 import psycopg
 from psycopg.rows import namedtuple_row
+from psycopg.types.json import set_json_loads
 
 from headrace.stream.topology import Group, Topology
 from headrace.stream.wire import HEADER, PLACE, Lineage, Origin, Position, Revision
@@ -106,6 +107,7 @@ class Maker:
         group: Group,
         topic_ids: Mapping[str, str],
     ) -> None:
+        set_json_loads(orjson.loads, connection)  # a large number comes back as it went
         self._connection = connection
         self._topology = topology
         self._group = group

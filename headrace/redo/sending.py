@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
@@ -21,10 +22,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.log import get
 from headrace.redo.messages import Maker, Redo
 from headrace.stores import migrate, postgres
 from headrace.stream import clients, topics
 from headrace.stream.topology import Group, Topology
+
+log = get(__name__)
 
 FLUSH_SECONDS = 60.0
 
@@ -50,6 +54,11 @@ WHERE ctid = ANY(ARRAY(
 _MARK_ALL = """
 UPDATE redo SET state = 'queued', queued_at = now()
 WHERE "group" = %s AND order_id = %s AND state = 'sending'
+"""
+
+_DRIVEN = """
+UPDATE dead_letters SET redriven_at = now(), dismissed_at = NULL, dismissal = NULL
+WHERE id = ANY(%s)
 """
 
 _DROP = """
@@ -115,6 +124,7 @@ class Sender:
         self._topic_ids = self.admin.topic_ids()
         self._make = Maker(self.connection, topology, group, self._topic_ids)
         self._producer: Producer | None = None
+        self._sent: dict[str | int, str] = {}  # of a chunk: a message's name → its record
 
     def __enter__(self) -> Self:
         try:
@@ -201,36 +211,35 @@ class Sender:
         return {str(row[0]) for row in rows}
 
     def _send(self, lines: Sequence[Line]) -> Sent:
-        made: set[str] = set()
+        self._sent.clear()
         letters = {line.letter: line for line in lines if line.letter is not None}
         records = [line for line in lines if line.letter is None]
         if letters:
             found = self._make.letters(list(letters), [line.size for line in letters.values()])
             for message in found:
-                self._produce(message)
-                made.add(letters[int(message.name)].record_id)
+                self._produce(message, letters[int(message.name)].record_id)
         for parts in dict.fromkeys(line.parts for line in records):
             alike = [line for line in records if line.parts == parts]
             ids, sizes = [line.record_id for line in alike], [line.size for line in alike]
             for message in self._make.records(ids, sizes, parts.split(",") if parts else ()):
-                self._produce(message)
-                made.add(str(message.name))
+                self._produce(message, str(message.name))
         self._flush()
-        mine: dict[str, Any] = {"group": self.group.short, "ids": sorted(made)}
-        postgres.again(lambda: self.connection.execute(_MARK, mine))
+        made = set(self._sent.values())
         driven = [number for number, line in letters.items() if line.record_id in made]
         if driven:
-            self.connection.execute(
-                "UPDATE dead_letters SET redriven_at = now() WHERE id = ANY(%s)", [driven]
-            )
+            postgres.again(lambda: self.connection.execute(_DRIVEN, [driven]))
+        mine: dict[str, Any] = {"group": self.group.short, "ids": sorted(made)}
+        postgres.again(lambda: self.connection.execute(_MARK, mine))
         gone = [line.record_id for line in lines if line.record_id not in made]
         if gone:  # deleted meanwhile, or nothing is left of what it was made from
             postgres.again(lambda: self.connection.execute(_DROP, [self.group.short, gone]))
         return Sent(len(made), len(gone), tuple(driven))
 
-    def _produce(self, message: Redo) -> None:
+    def _produce(self, message: Redo, record_id: str) -> None:
         if self._producer is None:
             self._producer = Producer(clients.producer_conf(self.settings))
+        self._sent[message.name] = record_id
+        delivered = partial(self._delivered, message.name)
         while True:
             try:
                 self._producer.produce(
@@ -238,15 +247,26 @@ class Sender:
                     message.value,
                     message.key,
                     headers=message.headers,
-                    on_delivery=self._delivered,
+                    on_delivery=delivered,
                 )
                 break
             except BufferError:
                 self._producer.poll(0.5)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise
+                delivered(error.args[0], None)
+                break
         self._producer.poll(0)
 
-    def _delivered(self, error: KafkaError | None, _: Message) -> None:
-        self._failed = self._failed or error
+    def _delivered(
+        self, name: str | int, error: KafkaError | None, message: Message | None
+    ) -> None:
+        if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            # It stays out, or no later command would come past it.
+            log.warning("too large to be done again: %s", self._sent.pop(name, name))
+        else:
+            self._failed = self._failed or error
 
     def _flush(self) -> None:
         if self._producer is None:
@@ -268,14 +288,25 @@ class Sender:
 
 def lock(connection: psycopg.Connection, settings: Settings, group: Group) -> None:
     """Be the one that queues work of a group, as long as this connection lasts."""
-    name = f"headrace redo {settings.project}.{group.short}"
     row = connection.execute(
-        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name]
+        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [_lock_name(settings, group)]
     ).fetchone()
     if row != (True,):
         raise HeadraceError(
             f"another command is queueing work of {group.short}: wait until it has ended"
         )
+
+
+def idle(connection: psycopg.Connection, settings: Settings, group: Group) -> bool:
+    """Whether no command is queueing work of a group. `connection` is in autocommit mode."""
+    row = connection.execute(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [_lock_name(settings, group)]
+    ).fetchone()
+    return row == (True,)
+
+
+def _lock_name(settings: Settings, group: Group) -> str:
+    return f"headrace redo {settings.project}.{group.short}"
 
 
 def queue(

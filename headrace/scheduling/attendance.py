@@ -47,6 +47,22 @@ class Duty:
         return bool(self.topics or self.left)
 
 
+class Trouble:
+    """Says why something cannot be seen: once, until it can be seen again or the reason changes."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._reason: str | None = None
+
+    def has(self, error: Exception) -> None:
+        if self._reason != (reason := str(error)):
+            log.warning(self._message, reason=reason)
+        self._reason = reason
+
+    def passed(self) -> None:
+        self._reason = None
+
+
 class Attendance:
     """Asks again and again for some groups and jobs, on connections of its own. For one thread."""
 
@@ -89,7 +105,9 @@ class Attendance:
         admin = self._admin = self._admin or clients.admin(self._settings)
         files = self._files.load()
         left = positions.settle(connection, admin, self._topology)
-        unfinished = windows.unfinished(connection)
+        everything = units.units(self._settings, self._topology, files)
+        known = {unit.key for unit in everything if unit.held != units.DISABLED}
+        unfinished = [window for window in windows.unfinished(connection) if window.key in known]
         found: dict[str, Duty] = {}
         for group in self._groups:
             mine = [window for window in unfinished if window.group == group.short]
@@ -135,10 +153,12 @@ def wait_until_due(
     attendance = Attendance(settings, topology, [group])
     metrics = Metrics(settings, group.name)
     metrics.state = ("scheduled", "")
+    trouble = Trouble("cannot see whether a window is open")
     try:
         while not signals.stopping():
             try:
                 topics = attendance.look()[group.short].topics
+                trouble.passed()
                 if topics:
                     return topics
                 if metrics.state != _OUTSIDE:
@@ -146,7 +166,7 @@ def wait_until_due(
                 metrics.state = _OUTSIDE
             except Exception as error:
                 metrics.state = ("retrying", str(error))
-                log.warning("cannot see whether a window is open", reason=str(error))
+                trouble.has(error)
             signals.wait(settings.scheduler.look_seconds)
         return ()
     finally:
@@ -173,12 +193,14 @@ class Watch:
 
     def _look(self) -> None:
         changed = 0  # looks in a row: redo comes in bursts, and joining a group takes its time
+        trouble = Trouble("cannot see whether the window is passed")
         while not self._leaving.wait(self._every):
             try:
                 topics = {topic.name for topic in self._attendance.look()[self._group].topics}
             except Exception as error:
-                log.warning("cannot see whether the window is passed", reason=str(error))
+                trouble.has(error)
                 continue
+            trouble.passed()
             changed = changed + 1 if topics != self._topics else 0
             if changed >= 2:
                 log.info("what is to be read has changed", topics=", ".join(sorted(topics)))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 
 import click
-from rich.console import Console
 
 from headrace.config import Settings
 
@@ -15,17 +14,34 @@ COLUMNS = ("GROUP", "PLATFORM", "WHEN", "LAST", "TOOK", "NEXT", "STATE")
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--close", "group", metavar="GROUP", help="Close its windows, whatever is left.")
 @click.pass_obj
-def schedule(load: Callable[[], Settings], as_json: bool) -> None:
+def schedule(load: Callable[[], Settings], as_json: bool, group: str | None) -> None:
     """What has a schedule: when it ran, when it runs next, and why each waits."""
+    from headrace.backlog import reach
     from headrace.backlog import report as tables
     from headrace.scheduling import report
 
-    found = report.read(load())
+    settings = load()
+    if group is not None:
+        closed = report.close(settings, group)
+        names = ", ".join(filter(None, closed))
+        said = f"closed: {group} {names}".rstrip()
+        click.echo(said if closed else f"no window of {group} is open")
+        return
+    reach.kafka(settings)
+    found = report.read(settings)
     if as_json:
         rows = [row.as_dict() for row in found.rows]
-        click.echo(json.dumps({"scheduler": found.led, "zone": found.zone, "rows": rows}, indent=2))
+        unknown = [{"group": w.group, "platform": w.platform} for w in found.unknown]
+        told = {"scheduler": found.led, "zone": found.zone, "rows": rows, "unknown": unknown}
+        click.echo(json.dumps(told, indent=2))
         return
+    for name in dict.fromkeys(window.group for window in found.unknown):
+        click.echo(
+            f"{name} has a window and no schedule here: another topics.yaml of this project may"
+            f" know it; else `headrace schedule --close {name}`"
+        )
     if not found.rows:
         click.echo("nothing has a schedule: every group is always on")
         return
@@ -37,16 +53,13 @@ def schedule(load: Callable[[], Settings], as_json: bool) -> None:
             took = tables.span(report.took(row.last))
         if row.next is not None:
             seconds = max((row.next - found.now).total_seconds(), 0.0)
-            after = f"{report.local(row.next, found.zone)} (in {tables.span(seconds)})"
+            rough = " ".join(tables.span(seconds).split()[:2])
+            after = f"{report.local(row.next, found.zone)} (in {rough})"
         state = f"{row.state}: {row.reason}" if row.reason else row.state
         cells.append(
             (row.unit.group, row.unit.platform or "", row.unit.when.text, last, took, after, state)
         )
-    console = Console()
-    if console.is_terminal:
-        console.print(tables.table(cells, COLUMNS))
-    else:
-        click.echo(tables.plain(cells, COLUMNS))
+    tables.show(cells, COLUMNS)
     if not found.led:
         click.echo("no scheduler runs: `headrace run` and `headrace scheduler` have one")
 

@@ -1,4 +1,8 @@
-"""Where scheduled groups stand, what waits for them, and whether a window is passed."""
+"""Where scheduled groups stand, what waits for them, and whether a window is passed.
+
+Ends are those behind open transactions: a stage's commit may be seen a moment before what it wrote
+counts as stable, and the window of whoever reads that is to have it in it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,7 @@ from headrace.stream.topology import Topic, Topology
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """What Kafka says of some partitions: the first offset that is there, and the last stable
-    one, as far as a reader of committed messages can come."""
+    """What Kafka says of some partitions: the first offset that is there, and the end."""
 
     starts: Mapping[Partition, int]
     ends: Mapping[Partition, int]
@@ -37,7 +40,7 @@ def read_log(admin: Admin, topics: Iterable[str]) -> Log:
     partitions = [
         (name, number) for name in dict.fromkeys(topics) for number in range(there.get(name, 0))
     ]
-    return Log(admin.starts(partitions), admin.ends(partitions))
+    return Log(admin.starts(partitions), admin.ends(partitions, stable=False))
 
 
 def standing(admin: Admin, group: str, topics: Iterable[Topic]) -> Standing:
@@ -48,7 +51,7 @@ def standing(admin: Admin, group: str, topics: Iterable[Topic]) -> Standing:
         (topic.name, number) for topic in topics for number in range(there.get(topic.name, 0))
     ]
     committed = admin.committed(group, partitions)
-    log = Log(admin.starts(partitions), admin.ends(partitions))
+    log = Log(admin.starts(partitions), admin.ends(partitions, stable=False))
     ends: dict[str, dict[str, int]] = {}
     for (topic, number), end in log.ends.items():
         ends.setdefault(topic, {})[str(number)] = end

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 
 from headrace import platforms
+from headrace.backlog import database
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.schedule import next_due
@@ -19,7 +20,7 @@ from headrace.scheduling.plan import Clock, History, Step
 from headrace.scheduling.scheduler import is_led, read_history
 from headrace.scheduling.units import DISABLED, Key, Unit, units
 from headrace.scheduling.windows import Window
-from headrace.stores import postgres
+from headrace.stores import migrate, postgres
 from headrace.stream import clients
 from headrace.stream import topology as topologies
 
@@ -69,9 +70,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """`led`: a scheduler is at work somewhere."""
+    """`unknown`: windows that are open or asked for, of what has no schedule here; `led`: a
+    scheduler is at work somewhere."""
 
     rows: tuple[Row, ...]
+    unknown: tuple[Window, ...]
     led: bool
     now: datetime
     zone: str
@@ -82,20 +85,12 @@ def read(settings: Settings) -> Overview:
     topology = topologies.load(settings)
     everything = units(settings, topology, platforms.load(settings))
     now = datetime.now(UTC)
-    with (
-        clients.admin(settings) as admin,
-        postgres.connect(settings, readonly=True, autocommit=True) as connection,
-    ):
-        try:
-            history = read_history(connection)
-            last = windows.last_worked(connection)
-            unfinished = windows.unfinished(connection)
-            led = is_led(connection, settings)
-        except psycopg.errors.UndefinedTable:
-            raise HeadraceError(
-                f"schema {settings.project} in PostgreSQL is not there, or older than this"
-                " program: `headrace migrate` makes it"
-            ) from None
+    with database.reading(settings) as connection:
+        history = read_history(connection)
+        last = windows.last_worked(connection)
+        unfinished = windows.unfinished(connection)
+        led = is_led(connection, settings)
+    with clients.admin(settings) as admin:
         left = positions.left(admin, topology, [w for w in unfinished if w.state == "open"])
         waiting = {
             unit.key: positions.standing(
@@ -129,7 +124,17 @@ def read(settings: Settings) -> Overview:
         )
         for unit in everything
     ]
-    return Overview(tuple(rows), led, now, scheduler.zone)
+    known = {unit.key for unit in everything}
+    unknown = tuple(window for window in unfinished if window.key not in known)
+    return Overview(tuple(rows), unknown, led, now, scheduler.zone)
+
+
+def close(settings: Settings, group: str) -> list[str | None]:
+    """Closes the windows of a group or job that are open or asked for, whatever is left of them;
+    of which platforms there were any."""
+    migrate.upgrade(settings)
+    with postgres.connect(settings, autocommit=True) as connection:
+        return windows.close_all(connection, group, "closed by hand")
 
 
 def when_next(unit: Unit, was: History | None, now: datetime, zone: str) -> datetime | None:
@@ -167,7 +172,8 @@ def rests(settings: Settings, everything: Sequence[Unit]) -> dict[str, Rest]:
         return {}
     try:
         with postgres.connect(settings, readonly=True, autocommit=True) as connection:
-            opened = {window.group for window in windows.open_windows(connection)}
+            known = {unit.key for unit in everything}
+            opened = {w.group for w in windows.open_windows(connection) if w.key in known}
             history = read_history(connection)
     except (HeadraceError, psycopg.Error):
         return {}

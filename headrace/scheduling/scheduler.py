@@ -7,7 +7,7 @@ Everything that it knows stands in PostgreSQL and Kafka: it may be killed betwee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,7 @@ from headrace.scheduling import plan, positions, windows
 from headrace.scheduling.plan import Clock, History, Step
 from headrace.scheduling.positions import Standing
 from headrace.scheduling.units import DISABLED, Key, Unit, units
-from headrace.stores import postgres
+from headrace.stores import migrate, postgres
 from headrace.stream import clients
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
@@ -73,6 +73,8 @@ class Scheduler:
         self._connection: psycopg.Connection | None = None
         self._admin: Admin | None = None
         self._leads = False
+        self._stands_by = False
+        self._strangers: set[Key] = set()  # whose windows were said to be left alone
 
     def run(
         self,
@@ -82,17 +84,19 @@ class Scheduler:
         """Turn after turn. `stopping` waits so many seconds, and says whether to stop; `say` hears
         (leading | standby | retrying, reason)."""
         wait = self._settings.scheduler.look_seconds
+        said = ""
         try:
             while True:
                 try:
                     say("leading" if self.turn() else "standby", "")
+                    said = ""
                 except Exception as error:
                     self._leave()
                     say("retrying", str(error))
-                    if isinstance(error, HeadraceError | psycopg.Error | KafkaException):
-                        log.warning("the scheduler tries again", reason=_line(error))
-                    else:
+                    if not isinstance(error, HeadraceError | psycopg.Error | KafkaException):
                         log.exception("the scheduler tries again")
+                    elif said != (said := _line(error)):
+                        log.warning("the scheduler tries again", reason=said)
                 if stopping(wait):
                     return
         finally:
@@ -108,9 +112,10 @@ class Scheduler:
         now = self._clock()
         # Held by a mode is not gone: it goes on when the mode allows it. Disabled is.
         counted = {unit.key: unit.when.text for unit in everything if unit.held != DISABLED}
-        windows.note_schedules(connection, counted, now)
+        disabled = {unit.key for unit in everything if unit.held == DISABLED}
+        windows.note_schedules(connection, counted, disabled, now)
         positions.settle(connection, admin, self._topology)
-        self._close_strays(connection, {unit.key: unit for unit in everything})
+        self._sort_out(connection, counted.keys(), disabled)
         known: dict[Key, Standing] = {}
 
         def standing(unit: Unit) -> Standing:
@@ -172,20 +177,26 @@ class Scheduler:
         )
         return Standing(new, ends)
 
-    def _close_strays(self, connection: psycopg.Connection, known: Mapping[Key, Unit]) -> None:
-        """Windows in which nobody may work any more, nor will."""
+    def _sort_out(
+        self, connection: psycopg.Connection, counted: Collection[Key], disabled: Collection[Key]
+    ) -> None:
+        """Closes windows in which nobody may work any more. Those of what has no schedule here are
+        left alone: another scheduler, with another topics.yaml or platform file, may know it."""
         for window in windows.unfinished(connection):
-            unit = known.get(window.key)
-            if unit is None or unit.held == DISABLED:
-                reason = DISABLED if unit else "it has no schedule any more"
-                windows.close(connection, window.key, reason)
-                log.info("closes a window", group=window.group, platform=window.platform or "")
+            fields = {"group": window.group, "platform": window.platform or ""}
+            if window.key in disabled:
+                windows.close(connection, window.key, DISABLED)
+                log.info("closes a window", **fields)
+            elif window.key not in counted and window.key not in self._strangers:
+                self._strangers.add(window.key)
+                log.warning("leaves a window alone that has no schedule here", **fields)
 
     # -- the office
 
     def _led(self) -> psycopg.Connection | None:
         """The connection whose session holds the lock; None where another's does."""
         if self._connection is None:
+            migrate.upgrade(self._settings, self._topology)
             self._connection = postgres.connect(
                 self._settings, autocommit=True, application="headrace scheduler"
             )
@@ -193,12 +204,16 @@ class Scheduler:
             row = self._connection.execute(_LOCK, [lock_name(self._settings)]).fetchone()
             self._leads = bool(row and row[0])
             if not self._leads:
+                if not self._stands_by:
+                    log.info("another scheduler leads; this one stands by")
+                self._stands_by = True
                 quiet = max(_FROZEN_SECONDS, 10 * self._settings.scheduler.look_seconds)
                 if self._connection.execute(
                     _END_FROZEN, [lock_name(self._settings), quiet]
                 ).fetchall():
                     log.warning("ended the session of a scheduler that stands still")
                 return None
+            self._stands_by = False
             log.info("this scheduler leads")
         return self._connection
 

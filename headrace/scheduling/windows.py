@@ -6,7 +6,7 @@ twice and changes nothing the second time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -21,6 +21,10 @@ State = Literal["asked", "open", "done", "skipped"]
 
 _COLUMNS = """
 id, "group", platform, due, state, reason, asked_at, opened_at, ends, waiting, done_at
+"""
+_CLOSE = """
+UPDATE windows SET state = 'skipped', reason = reason || ' (' || %s::text || ')', done_at = now()
+WHERE state IN ('asked', 'open') AND "group" = %s
 """
 
 
@@ -58,12 +62,13 @@ def unfinished(connection: psycopg.Connection) -> list[Window]:
 
 
 def latest(connection: psycopg.Connection) -> dict[Key, Window]:
-    """The window of each unit that stands for its latest due time, whatever became of it."""
+    """The window of each unit with a schedule noted that stands for its latest due time, whatever
+    became of it."""
     return _last(connection, "true")
 
 
 def last_worked(connection: psycopg.Connection) -> dict[Key, Window]:
-    """The window of each unit that was opened last."""
+    """The same of those that were opened."""
     return _last(connection, "opened_at IS NOT NULL")
 
 
@@ -171,14 +176,13 @@ def finish(connection: psycopg.Connection, window: int) -> bool:
 
 def close(connection: psycopg.Connection, key: Key, reason: str) -> None:
     """Nobody may work in these windows any more."""
-    connection.execute(
-        """
-        UPDATE windows SET state = 'skipped', reason = reason || ' (' || %s::text || ')',
-               done_at = now()
-        WHERE "group" = %s AND platform IS NOT DISTINCT FROM %s AND state IN ('asked', 'open')
-        """,
-        [reason, *key],
-    )
+    connection.execute(f"{_CLOSE} AND platform IS NOT DISTINCT FROM %s", [reason, *key])
+
+
+def close_all(connection: psycopg.Connection, group: str, reason: str) -> list[str | None]:
+    """The same for all windows of a group or job; of which platforms there were any."""
+    rows = connection.execute(f"{_CLOSE} RETURNING platform", [reason, group]).fetchall()
+    return [platform for (platform,) in rows]
 
 
 def since(connection: psycopg.Connection) -> dict[Key, datetime]:
@@ -188,30 +192,34 @@ def since(connection: psycopg.Connection) -> dict[Key, datetime]:
 
 
 def note_schedules(
-    connection: psycopg.Connection, schedules: Mapping[Key, str], now: datetime
+    connection: psycopg.Connection,
+    schedules: Mapping[Key, str],
+    disabled: Collection[Key],
+    now: datetime,
 ) -> None:
-    """Notes schedules; one that is new, or was changed, counts from now. What is gone is forgotten
-    and so is new when it comes back."""
+    """Notes schedules; one that is new, or was changed, counts from now. What is disabled is
+    forgotten, and so is new when it comes back."""
     rows = connection.execute('SELECT "group", platform, schedule FROM schedules').fetchall()
     known = {(group, platform): text for group, platform, text in rows}
-    if known == dict(schedules):
+    gone = known.keys() & disabled
+    changed = {key: text for key, text in schedules.items() if known.get(key) != text}
+    if not gone and not changed:
         return
     with connection.transaction():
-        for group, platform in known.keys() - schedules.keys():
+        for group, platform in gone:
             connection.execute(
                 'DELETE FROM schedules WHERE "group" = %s AND platform IS NOT DISTINCT FROM %s',
                 [group, platform],
             )
-        for (group, platform), text in schedules.items():
-            if known.get((group, platform)) != text:
-                connection.execute(
-                    """
-                    INSERT INTO schedules ("group", platform, schedule, since)
-                    VALUES (%s, %s, %s, %s) ON CONFLICT ("group", platform)
-                    DO UPDATE SET schedule = excluded.schedule, since = excluded.since
-                    """,
-                    [group, platform, text, now],
-                )
+        for (group, platform), text in changed.items():
+            connection.execute(
+                """
+                INSERT INTO schedules ("group", platform, schedule, since)
+                VALUES (%s, %s, %s, %s) ON CONFLICT ("group", platform)
+                DO UPDATE SET schedule = excluded.schedule, since = excluded.since
+                """,
+                [group, platform, text, now],
+            )
 
 
 def _select(connection: psycopg.Connection, condition: str, group: str | None) -> list[Window]:
@@ -220,10 +228,13 @@ def _select(connection: psycopg.Connection, condition: str, group: str | None) -
 
 
 def _last(connection: psycopg.Connection, condition: str) -> dict[Key, Window]:
-    query = f"""
-        SELECT DISTINCT ON ("group", platform) {_COLUMNS} FROM windows WHERE {condition}
-        ORDER BY "group", platform, due DESC
+    """The one of each unit that was due last: a step into an index, however many there were."""
+    found = f"""
+        SELECT {_COLUMNS} FROM windows w WHERE w."group" = s."group" AND {condition}
+        AND w.platform %s ORDER BY due DESC LIMIT 1
     """
-    rows: Sequence[tuple[object, ...]] = connection.execute(query).fetchall()
-    found = [Window(*row) for row in rows]  # type: ignore[arg-type]
-    return {window.key: window for window in found}
+    query = f"""
+        SELECT w.* FROM schedules s CROSS JOIN LATERAL (
+          ({found % "= s.platform"}) UNION ALL ({found % "IS NULL AND s.platform IS NULL"})) w
+    """
+    return {(window := Window(*row)).key: window for row in connection.execute(query).fetchall()}

@@ -19,6 +19,7 @@ from headrace.config import Settings
 from headrace.errors import ConfigError
 from headrace.log import get
 from headrace.models import embedding
+from headrace.search import marks
 from headrace.stream import topology
 
 if TYPE_CHECKING:
@@ -86,6 +87,15 @@ def lock(connection: psycopg.Connection) -> None:
     )
 
 
+def lock_shards(connection: psycopg.Connection) -> None:
+    """The same of every shard: no projector is at work meanwhile."""
+    connection.execute(
+        "SELECT pg_advisory_xact_lock(hashtext('headrace search ' || current_schema()), shard)"
+        " FROM generate_series(0, %s) AS shard",
+        [marks.SHARDS - 1],
+    )
+
+
 def make(
     connection: psycopg.Connection, client: WeaviateClient, settings: Settings, of: str
 ) -> Collection:
@@ -113,7 +123,9 @@ def begin_rebuild(
     connection: psycopg.Connection, client: WeaviateClient, settings: Settings
 ) -> list[Collection]:
     """A new collection beside each serving one, and a mark for each record, in the caller's
-    transaction. A rebuild that goes on already begins again."""
+    transaction. A rebuild that goes on already begins again. Nobody projects meanwhile: a record
+    that is newer than the marks would go to the serving collection only."""
+    lock_shards(connection)
     lock(connection)
     space = embedding.space_of(settings.embeddings)
     connection.execute("DELETE FROM search_collections WHERE state = 'building'")
@@ -134,7 +146,7 @@ def begin_rebuild(
 
 def turn_over(connection: psycopg.Connection, client: WeaviateClient) -> list[Collection]:
     """Let the new collections serve, once everything is in them; returns those that nobody needs
-    any more. The caller holds every shard."""
+    any more. The caller holds every shard (`lock_shards`)."""
     lock(connection)
     old = []
     for of, (first, *rest) in read(connection).items():
@@ -153,10 +165,13 @@ def turn_over(connection: psycopg.Connection, client: WeaviateClient) -> list[Co
 
 def missing(connection: psycopg.Connection, client: WeaviateClient) -> list[Collection]:
     """Forget the collections that Weaviate does not have (its data are gone): they are made anew
-    with the next record. In the caller's transaction."""
+    with the next record. A rebuilt one goes with the serving one that it was to follow. In the
+    caller's transaction."""
     lock(connection)
     there = client.collections.list_all(simple=True)
-    gone = [c for found in read(connection).values() for c in found if c.name not in there]
+    gone: list[Collection] = []
+    for serving, *rest in read(connection).values():
+        gone += [c for c in (serving, *rest) if serving.name not in there or c.name not in there]
     for collection in gone:
         connection.execute("DELETE FROM search_collections WHERE name = %s", [collection.name])
     return gone

@@ -36,7 +36,10 @@ class _WordsOrCommand(click.Group):
 
 @click.group(cls=_WordsOrCommand)
 def search() -> None:
-    """Search the records: `headrace search WORDS…`; options: `headrace search words --help`."""
+    """Search the records: `headrace search WORDS…`; options: `headrace search words --help`.
+
+    Words that are the name of a command: `headrace search words errors`.
+    """
 
 
 @search.command()
@@ -115,7 +118,7 @@ def rebuild(load: Callable[[], Settings], no_wait: bool) -> int:
         with postgres.connect(settings, readonly=True) as connection:
             row = connection.execute(
                 "SELECT NOT EXISTS (SELECT FROM search_collections WHERE state = 'building')"
-                " AND NOT EXISTS (SELECT FROM search_dirty)"
+                " AND NOT EXISTS (SELECT FROM search_dirty WHERE rebuild)"
             ).fetchone()
         return row == (True,)
 
@@ -124,7 +127,7 @@ def rebuild(load: Callable[[], Settings], no_wait: bool) -> int:
         projector.short,
         projector.name,
         lambda post: module.build(post, topology, projector),
-        finished=ready,
+        leaving=ready,  # whatever else changes meanwhile
     )
     if code == 0 and ready():
         click.echo("the new collections serve")
@@ -138,6 +141,7 @@ def rebuild(load: Callable[[], Settings], no_wait: bool) -> int:
 def errors(load: Callable[[], Settings], retry: bool, as_json: bool) -> int:
     """The records that Weaviate did not take, and why."""
     from headrace.backlog import database
+    from headrace.search import marks
     from headrace.stores import postgres
 
     settings = load()
@@ -145,6 +149,7 @@ def errors(load: Callable[[], Settings], retry: bool, as_json: bool) -> int:
         rows = connection.execute(
             "SELECT record_id, collection, reason, at FROM search_errors ORDER BY at LIMIT 1000"
         ).fetchall()
+        total = marks.errors(connection)
     if as_json:
         names = ("record", "collection", "reason", "at")
         told = [dict(zip(names, map(str, row), strict=True)) for row in rows]
@@ -152,7 +157,7 @@ def errors(load: Callable[[], Settings], retry: bool, as_json: bool) -> int:
     else:
         for record_id, collection, reason, at in rows:
             click.echo(f"{at:%Y-%m-%d %H:%M}  {_plain(record_id)}  {collection}: {_plain(reason)}")
-        click.echo(f"{len(rows):,} records")
+        click.echo(f"{total:,} records" + (" (not all shown)" if total > len(rows) else ""))
     if retry and rows:
         with postgres.connect(settings) as writing:
             writing.execute(

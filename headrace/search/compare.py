@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection as Ids
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import psycopg
 
 from headrace.config import Settings
 from headrace.search import collections, marks
+from headrace.search.collections import Collection
 from headrace.search.versions import key
 
 if TYPE_CHECKING:
@@ -101,38 +102,47 @@ def _differing(
         of = collections.alias(settings, platform, kind)
         wanted.setdefault(of, {})[record_id] = None if deleted else version
     known = collections.read(connection)
-    apart: list[str] = []
+    apart: set[str] = set()
     for of, records in wanted.items():
         if of not in known:
-            apart += [record_id for record_id, version in records.items() if version is not None]
-            continue
-        serving = known[of][0]
-        with_vector: set[str] = set()
-        if vectors and serving.space:
-            rows = connection.execute(_WITH_VECTOR, [serving.space, list(records)])
-            with_vector = {row[0] for row in rows}
-        there = {
-            found.uuid: found
-            for found in client.collections.use(serving.name)
-            .query.fetch_objects_by_ids(
-                [key(record_id) for record_id in records],
-                limit=len(records),
-                include_vector=vectors,
-                return_properties=["row_version"],
-            )
-            .objects
-        }
-        for record_id, version in records.items():
-            found = there.get(key(record_id))
-            shown = None if found is None else found.properties["row_version"]
-            right = shown == version
-            if version is None and found is None and not vectors:  # doctor counts instead
-                right = not client.collections.use(serving.name).data.exists(key(record_id))
-            if vectors and right and found is not None:
-                right = bool(found.vector) == (record_id in with_vector)
-            if not right:
-                apart.append(record_id)
-    return apart
+            apart |= {record_id for record_id, version in records.items() if version is not None}
+        # One that is being built, too: what it lacks so far is marked.
+        for collection in known.get(of, ()):
+            apart.update(_differing_in(connection, client, collection, records, vectors))
+    return sorted(apart)
+
+
+def _differing_in(
+    connection: psycopg.Connection,
+    client: WeaviateClient,
+    collection: Collection,
+    records: Mapping[str, int | None],
+    vectors: bool,
+) -> Iterator[str]:
+    with_vector: set[str] = set()
+    if vectors and collection.space:
+        rows = connection.execute(_WITH_VECTOR, [collection.space, list(records)])
+        with_vector = {row[0] for row in rows}
+    objects = client.collections.use(collection.name)
+    there = {
+        found.uuid: found
+        for found in objects.query.fetch_objects_by_ids(
+            [key(record_id) for record_id in records],
+            limit=len(records),
+            include_vector=vectors,
+            return_properties=["row_version"],
+        ).objects
+    }
+    for record_id, version in records.items():
+        found = there.get(key(record_id))
+        shown = None if found is None else found.properties["row_version"]
+        right = shown == version
+        if version is None and found is None and not vectors:  # doctor counts instead
+            right = not objects.data.exists(key(record_id))
+        if vectors and right and found is not None:
+            right = bool(found.vector) == (record_id in with_vector)
+        if not right:
+            yield record_id
 
 
 def again(
@@ -143,8 +153,8 @@ def again(
     known = collections.read(connection)
     for record_id, platform, kind in connection.execute(_PLACE, [list(ids)]).fetchall():
         of = collections.alias(settings, platform, kind)
-        for serving in known.get(of, [])[:1]:
-            client.collections.use(serving.name).data.delete_by_id(key(record_id))
+        for collection in known.get(of, ()):
+            client.collections.use(collection.name).data.delete_by_id(key(record_id))
     marks.mark(connection, ids)
 
 

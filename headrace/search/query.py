@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from headrace import schedule
+from headrace import platforms, schedule
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.models import embedding
@@ -38,6 +38,8 @@ _SHOWN = (
 _WORDS = ("title^2", "text", "community")
 _CANDIDATES = 100  # of each way and alias, for a hybrid answer
 _REMEMBERED = 10_000  # counts
+# Weaviate counts nanoseconds; what they do not reach it takes for some other time.
+_FIRST, _LAST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
 _AMONG = 3  # times as many of each alias are looked at where several are asked by words
 
 
@@ -156,6 +158,8 @@ class Searcher:
             return self.search(words, "keyword", filters, limit)
 
     def _aliases(self, filters: Filters) -> list[str]:
+        for name in filters.platforms:
+            platforms.get(self._settings, name)
         there = self._client.alias.list_all()
         every = collections.aliases(self._settings, filters.platforms, filters.kinds)
         found = [of for of in every if of in there]
@@ -225,7 +229,7 @@ class Searcher:
         return found
 
     def _scores(self, aliases: Sequence[str], words: str, hits: Sequence[Hit]) -> list[float]:
-        terms = counting.terms(words) or counting.tokens(words)
+        terms = counting.terms(words)
         total = sum(self._count(of, "") for of in aliases)
         holding = {term: sum(self._count(of, term) for of in aliases) for term in terms}
         texts = [(hit.title or "", f"{hit.text} {hit.community or ''}") for hit in hits]
@@ -354,10 +358,12 @@ def moment(name: str, text: str) -> datetime:
         except ValueError:
             found = None
         if found is not None:
-            return found if found.tzinfo else found.replace(tzinfo=UTC)
+            found = found if found.tzinfo else found.replace(tzinfo=UTC)
+            return min(max(found, _FIRST), _LAST)
     else:
         try:
-            return datetime.now(UTC) - timedelta(milliseconds=schedule.duration_ms(text))
+            age = timedelta(milliseconds=schedule.duration_ms(text))
+            return max(datetime.now(UTC) - age, _FIRST)
         except (HeadraceError, ValueError, OverflowError):
             pass
     raise HeadraceError(f"{name} {text}: write a date (2026-01-31), a time, or an age (7 days)")

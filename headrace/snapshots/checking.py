@@ -10,6 +10,8 @@ from headrace.snapshots.manifest import Manifest
 from headrace.stores import migrate
 from headrace.stream import clients
 from headrace.stream import topology as topologies
+from headrace.stream.clients import Admin
+from headrace.stream.topology import Topology
 
 
 def verify(settings: Settings, name: str) -> list[str]:
@@ -23,6 +25,23 @@ def verify(settings: Settings, name: str) -> list[str]:
     with clients.admin(settings) as admin:
         now = positions.logs(admin, topology)
     return faults + positions.out_of_reach(manifest.positions, topology, now)
+
+
+def lost(settings: Settings, admin: Admin, topology: Topology) -> dict[str, list[str]]:
+    """The snapshots that can no longer be restored, the oldest first, and why. Their rows are not
+    looked at, and nobody who works on them is waited for."""
+    listed = [each for each in folder.listed(settings) if not each.name.endswith(folder.PARTIAL)]
+    now = positions.logs(admin, topology) if listed else {}
+    found = {}
+    for each in listed:
+        if each.manifest is None:
+            faults = [each.fault]
+        else:
+            faults = of_origin(settings, each.manifest)
+            faults += positions.out_of_reach(each.manifest.positions, topology, now)
+        if faults:
+            found[each.name] = faults
+    return found
 
 
 def of_origin(settings: Settings, manifest: Manifest) -> list[str]:

@@ -54,6 +54,12 @@ GROUP BY f.record_id
 HAVING NOT coalesce(bool_or(r.topic = f.topic AND r."offset" > f."offset"), false)
 """
 
+# No store works meanwhile: nobody remembers their ids.
+_NAMELESS = """
+DELETE FROM dim_author a WHERE NOT EXISTS (SELECT FROM records r WHERE r.author_id = a.id)
+  AND EXISTS (SELECT FROM records_forgotten)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Restored:
@@ -265,6 +271,7 @@ def _heed_forgotten(connection: psycopg.Connection) -> None:
             name, value = content.tombstone
             parts += [sql.Identifier(name), sql.Literal(value)]
         connection.execute(sql.SQL(statement).format(*parts))
+    connection.execute(_NAMELESS)
 
 
 def _count_on(connection: psycopg.Connection, manifest: Manifest) -> None:

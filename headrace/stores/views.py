@@ -98,20 +98,25 @@ JOIN dim_platform p ON p.id = r.platform_id
 GROUP BY m.type, m.name, p.name
 """
 
-# A letter's place is its input's, so an outcome of that input that is not dead has answered it. The
-# cause is the reason without what differs from letter to letter.
+# A letter's place is its input's, so an outcome of that input that is not dead has answered it. A
+# record that has another place on the letter's topic, and came there after the letter died, has a
+# newer revision, whichever incarnation of the topic that is. The cause is the reason without what
+# differs from letter to letter.
 LETTERS = r"""
 CREATE VIEW letters AS
 SELECT d.id, d."group", d.record_key, d.topic, d.partition, d."offset", d.reason, d.exception, d.at,
-       d.deaths, d.redriven_at,
+       d.deaths, d.redriven_at, d.dismissed_at, d.dismissal,
        CASE WHEN q.letter IS NOT NULL THEN 'queued'
             WHEN d.resolved_at IS NOT NULL THEN 'done'
             WHEN o.input_topic = d.topic AND o.input_partition = d.partition
              AND o.input_offset = d."offset" AND o.outcome <> 'dead' THEN 'done'
             WHEN r.deleted
               OR r.topic = d.topic AND r.partition = d.partition AND r."offset" > d."offset"
+              OR r.topic = d.topic AND (r.partition, r."offset") <> (d.partition, d."offset")
+                 AND r.appended > extract(epoch FROM d.at) * 1000
               OR o.input_topic = d.topic AND o.input_partition = d.partition
                  AND o.input_offset > d."offset" THEN 'superseded'
+            WHEN d.dismissed_at IS NOT NULL THEN 'dismissed'
             ELSE 'open' END AS state,
        left(regexp_replace(
          CASE WHEN starts_with(d.reason, coalesce(d.exception, '')) THEN ''
@@ -450,7 +455,7 @@ def _comments(level: float) -> dict[str, str]:
         "letters": "Every dead letter: its state and cause; `headrace dead` redrives them",
         "letters.state": (
             "open; queued: it is to be done again; done: it went through after all; superseded: "
-            "the record has a newer revision, or was deleted"
+            "the record has a newer revision, or was deleted; dismissed: nobody waits for it"
         ),
         "communities": "Communities with counts of what is stored, and what was published of them",
         "communities.about": "What it is about, its tone and themes, by the stage personas",

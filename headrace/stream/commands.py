@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ import click
 
 from headrace import log, platforms
 from headrace.config import Mode, Settings
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.scheduling import units
 from headrace.stores import weaviate
 from headrace.stream import signals
@@ -49,6 +50,12 @@ _mode = click.option(
 @_mode
 @click.option("--until-caught-up", is_flag=True, help="End when nothing is left to do.")
 @click.option("--only", is_flag=True, help="Just the groups named, without their stores.")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(0),
+    metavar="USD",
+    help="Groups that ask a language model pause when they have spent so much together.",
+)
 @click.pass_obj
 def run(
     load: Callable[[], Settings],
@@ -57,13 +64,14 @@ def run(
     mode: Mode | None,
     until_caught_up: bool,
     only: bool,
+    max_cost: float | None,
 ) -> int:
     """Run groups, each in processes of its own; without a name all that the mode runs.
 
     A named stage brings the store groups that keep its results. With --until-caught-up the exit
     status is 0 when nothing is left, and 3 when some groups have work that they cannot do.
     """
-    settings = in_mode(load(), mode)
+    settings = in_session(in_mode(load(), mode), max_cost)
     said: list[str] = []
 
     def say(line: str) -> None:
@@ -80,6 +88,7 @@ def run(
     for short, counts in report.counts.items():
         numbers = {name: n for name, n in counts.items() if n}
         shown = ", ".join(f"{n:,} {name}" for name, n in numbers.items())
+        shown = "done" if shown == "1 runs" else shown  # a job's
         click.echo(f"  {short}: {shown or 'nothing to do'}")
     for name, reason in report.waiting.items():
         click.echo(f"waiting: {name}: {reason}")
@@ -113,6 +122,7 @@ def worker(
     Exit status: 0 after a signal or when caught up, 4 when too many dead letters stopped the
     group, 2 when something must be mended, and others when it is worth starting again.
     """
+    from headrace.stream import topics
     from headrace.stream import worker as workers
     from headrace.supervisor import reporter
 
@@ -151,7 +161,9 @@ def worker(
     files = platforms.load(settings)
     waits = units.scheduled(topology, files, found) and not now and not until_caught_up
     if supervisor is None:
-        _prepare(settings, [found], tables=waits)
+        topics.ensure(settings)
+        if waits:
+            _make_tables(settings, log.get(__name__).warning)
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     found = replace(found, batch=topology.batch(found, settings, files))
@@ -159,15 +171,15 @@ def worker(
         os.nice(found.nice)
     if waits:
         _leave(_in_windows(settings, topology, found, slot, report, supervisor is not None))
-    topics = subscription(settings, topology, found)
+    read = subscription(settings, topology, found)
     code = workers.run(
         settings,
         topology,
         found,
-        topics,
+        read,
         slot=slot,
         report=report,
-        finished=_finished(found, topics) if until_caught_up else lambda admin: False,
+        finished=_finished(found, read) if until_caught_up else lambda admin: False,
     )
     _leave(code)
 
@@ -332,6 +344,7 @@ def supervised(
     Groups and jobs that are named run at once. Else those with a schedule are started when they
     are due, and batch mode asks for their windows now.
     """
+    from headrace.stream import topics
     from headrace.supervisor import Supervisor
 
     topology = topologies.load(settings)
@@ -357,7 +370,12 @@ def supervised(
         return None
     stores = any(group.kind == "store" for group in chosen)
     tables = stores or bool(projectors or attended or jobs)
-    _prepare(settings, [*chosen, *attended], tables=tables)
+    if chosen or attended:
+        topics.ensure(settings)
+    if tables:
+        # Where there is an end, or nothing that goes without it, nobody waits for PostgreSQL.
+        goes_without = not until_caught_up and any(group.kind == "stage" for group in chosen)
+        _make_tables(settings, say if goes_without else None)
     read = {group.short: subscription(settings, topology, group) for group in chosen}
     for line in _left_out(settings, topology, chosen, attended):
         say(line)
@@ -404,17 +422,24 @@ def subscription(settings: Settings, topology: Topology, group: Group) -> tuple[
     return (*(topic for topic in group.reads if topic.short not in out), group.redo)
 
 
-def _prepare(settings: Settings, groups: Sequence[Group], *, tables: bool = False) -> None:
-    """Topics, and tables if so asked, where they are missing. A store's worker sees to its tables
-    by itself, as soon as it can."""
-    from headrace.stream import topics
+def _make_tables(settings: Settings, say: Callable[[str], object] | None) -> None:
+    """What is missing of them. Without PostgreSQL `say` hears that what needs it waits: store and
+    scheduler make the tables as soon as they can. Raises ServerUnavailable where `say` is None."""
+    from headrace.stores import migrate
 
-    if groups:
-        topics.ensure(settings)
-    if tables:
-        from headrace.stores import migrate
-
+    try:
         migrate.upgrade(settings)
+    except ServerUnavailable as error:
+        if say is None:
+            raise
+        say(f"{error}; stores, jobs and schedules wait for it")
+
+
+def in_session(settings: Settings, max_cost: float | None) -> Settings:
+    """The settings of a run whose groups' costs count together."""
+    session = settings.llm.session or f"{socket.gethostname()}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"
+    own = {"session": session} | ({} if max_cost is None else {"max_cost": max_cost})
+    return settings.model_copy(update={"llm": settings.llm.model_copy(update=own)})
 
 
 def in_mode(settings: Settings, mode: Mode | None) -> Settings:

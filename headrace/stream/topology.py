@@ -71,14 +71,28 @@ class DeadLetterLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """A consumer group as topics.yaml wants it."""
+class Member:
+    """What topics.yaml lists under `groups`, of whatever kind; `name` carries the project."""
 
     short: str
     name: str
-    kind: Literal["stage", "store"]
     module: str
     description: str
+
+    @property
+    def application(self) -> str:
+        """How those that work in PostgreSQL alone call themselves there."""
+        return f"headrace {self.name}"
+
+    def __str__(self) -> str:
+        return self.short
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Member):
+    """A consumer group as topics.yaml wants it."""
+
+    kind: Literal["stage", "store"]
     reads: tuple[Topic, ...]  # its input, without its redo topic
     outputs: tuple[Topic, ...]  # of a stage: one topic, or one a platform; a store has none
     redo: Topic
@@ -95,9 +109,6 @@ class Group:
     paid: bool  # asks a language model: runs only where one is configured, or when named
     options: Mapping[str, Any] = field(hash=False, default_factory=dict)
 
-    def __str__(self) -> str:
-        return self.short
-
     def output(self, topic: Topic) -> Topic | None:
         """Where results go of what was read from this topic: a templated output follows its
         platform. None where there is no such topic."""
@@ -107,58 +118,27 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Projector:
+class Projector(Member):
     """A group that reads no topic: it makes another server a picture of PostgreSQL."""
 
-    short: str
-    name: str
-    module: str
-    description: str
     batch: Batch
     workers: int
 
-    @property
-    def application(self) -> str:
-        """How its workers call themselves in PostgreSQL."""
-        return f"headrace {self.name}"
-
-    def __str__(self) -> str:
-        return self.short
-
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Job(Member):
     """Work on the whole corpus inside PostgreSQL, now and then (see `headrace.jobs`)."""
 
-    short: str
-    name: str
-    module: str
-    description: str
     when: Schedule
     version: str
 
-    @property
-    def application(self) -> str:
-        """How a run of it calls itself in PostgreSQL."""
-        return f"headrace {self.name}"
-
-    def __str__(self) -> str:
-        return self.short
-
 
 @dataclass(frozen=True, slots=True)
-class App:
+class App(Member):
     """A group of Kafka's that runs itself: it reads topics, commits as it likes, and nothing waits
     for it. It has no redo topic and no dead letters."""
 
-    short: str
-    name: str
-    module: str
-    description: str
     reads: tuple[Topic, ...]
-
-    def __str__(self) -> str:
-        return self.short
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -75,8 +75,13 @@ def test_publish_run_read(world: World):
     assert (first["label"], first["stale"]) == ("positive", False)
     assert first["created_at"] == datetime.fromtimestamp(1354123731, UTC)
     assert pa.table(reading).num_rows == 25  # as other libraries take it
+    frame = reading.to_pandas()
+    assert (list(frame.columns), len(frame)) == (reading.schema.names, 25)
+    assert frame.created_at.max() == datetime.fromtimestamp(1354123731 + 24 * 86_400, UTC)
+    assert frame.label.value_counts()["positive"] == 9 and frame.score.dtype == np.float64
     assert hr.read("sentiment", platform="youtube").to_table().num_rows == 0
     assert hr.read("sentiment", since="2012-12-20").to_table().num_rows == 3
+    assert hr.read("sentiment", columns="id", since=date(2012, 12, 20)).to_table().num_rows == 3
 
     mentions = hr.read("entities", columns=["id", "name", "text", "record_text", "start"])
     found = [row for row in mentions.to_table().to_pylist() if row["id"] == "post:reddit:a2"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.backlog import exporter
 from headrace.backlog.model import GroupLag, PartitionLag, State, measure, settle
 
 offsets = st.integers(0, 10**9)
@@ -198,3 +199,10 @@ def test_age_of_the_oldest_unread_message() -> None:
     assert group(part(9, 9, oldest_ms=1), at_ms=10_000).seconds_behind == 0.0
     assert group(part(9, 4), at_ms=10_000).seconds_behind is None
     assert group(part(9, 4, oldest_ms=99_000), at_ms=10_000).seconds_behind == 0.0
+
+
+def test_a_topic_s_end_is_its_own_and_not_what_a_job_knows_of_it() -> None:
+    job = GroupLag("metrics", "x.metrics", "job", "cron", (part(7, 3),), members=0)
+    told = exporter.text([group(part(9, 4)), job])
+    assert 'kafka_topic_partition_current_offset{partition="0",topic="t"} 9.0' in told
+    assert 'kafka_consumergroup_lag_sum{consumergroup="x.metrics",topic="t"} 4.0' in told

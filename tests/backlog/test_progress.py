@@ -102,6 +102,8 @@ def test_a_scheduled_group_does_not_hold_a_run_back() -> None:
     assert found.done
     (step,) = (step for step in found.steps if step.group == "embeddings")
     assert (step.passed, step.left_out) == (0, 100)
+    whats = [(step.group, step.what) for step in found.steps]
+    assert len(set(whats)) == len(whats), "a stage with a topic a platform is told of once"
     assert concerned(TOPOLOGY, receipt((0, 100)), ["sentiment_ml"]) == [
         "embeddings",
         "sentiment_ml",

@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
+from threading import Thread
 from typing import Any
 
 import orjson
@@ -13,10 +15,12 @@ import pytest
 
 from consumers.search.projector import SearchLoop, build
 from headrace import servers
+from headrace.backlog import doctor
 from headrace.forget.orders import Selection
 from headrace.forget.work import Forgetting
 from headrace.snapshots import folder
-from headrace.stores import weaviate as stores
+from headrace.stores import postgres as stores
+from headrace.stores import weaviate
 from headrace.stream.metrics import Metrics
 from headrace.stream.watchdog import Watchdog
 from headrace.stream.wire import Lineage, Position, Revision
@@ -75,7 +79,7 @@ def work(workers: Workers, search: SearchLoop) -> None:
 
 
 def objects_with(world: World, mark: str) -> list[str]:
-    client = stores.connect(world.settings)
+    client = weaviate.connect(world.settings)
     found = []
     try:
         for name in client.collections.list_all(simple=True):
@@ -263,3 +267,105 @@ def test_killed_it_goes_on_and_keeps_what_others_have_yet_to_read(
     assert world.sql("SELECT count(*) FROM records WHERE NOT deleted") == [(10,)]
     for workers in (quick, night):
         workers.close()
+
+
+def only_words(content: dict[str, Any]) -> None:
+    scheduled(content)
+    del content["groups"]["later"], content["topics"]["enriched.later"]
+
+
+# Whoever has counted messages that are gone waits here before that is written down.
+HOLD = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NEW; END $$;
+CREATE TRIGGER hold BEFORE UPDATE ON forget_orders FOR EACH ROW
+  WHEN (NEW.counts ? 'messages') EXECUTE FUNCTION hold();
+"""
+
+
+def test_a_purge_that_is_killed_leaves_nothing_behind(
+    here: Callable[..., World], broker: Broker
+) -> None:
+    world = here({"postgres.lock_timeout": "120s"}, change=only_words)
+    world.post("reddit", 20, texts=[MARK.decode()], author=AUTHOR)
+    world.post("youtube", 10)
+    workers = Workers(world, "words", "postgres")
+    workers.catch_up()
+    world.command("forget", "--platform", "reddit", "--yes", "--wait", "0", check=False)
+    workers.catch_up()
+    names = [world.topology.topic(short).name for short in ("raw.posts.reddit", "enriched.words")]
+    before = world.admin.own_configs(names)
+    state = "SELECT state FROM forget_orders"
+
+    def lowered() -> set[str | None]:
+        return {own.get("segment.ms") for own in world.admin.own_configs(names).values()}
+
+    # While the topics' files are short: what sets them back finds its table locked.
+    with stores.connect(world.settings) as first, stores.connect(world.settings) as second:
+        first.execute("LOCK TABLE forget_configs IN ACCESS EXCLUSIVE MODE")
+        process = world.start("forget", "--purge", "--wait", "120")
+        wait_for(lambda: waiting(world) == 1, message=lambda: world.log_of(process))
+        locking = Thread(
+            target=second.execute, args=["LOCK TABLE forget_configs IN ACCESS EXCLUSIVE MODE"]
+        )
+        locking.start()
+        wait_for(lambda: waiting(world) == 2)
+        first.rollback()
+        locking.join(60)
+        wait_for(lambda: lowered() == {"500"}, message=lambda: world.log_of(process))
+        wait_for(lambda: waiting(world) == 1, message=lambda: world.log_of(process))
+        kill(world, process)
+    assert lowered() == {"500"} and world.sql(state) == [("forgotten",)]
+    assert any("has a purge's segment.ms still" in said for said in doctor_says(world))
+    workers.catch_up()  # what ended the files is to be passed, as by groups that run
+
+    # When messages are gone, and nobody has noted it.
+    world.sql(HOLD)
+    with stores.connect(world.settings) as first:
+        first.execute("SELECT pg_advisory_lock(77)")
+        process = world.start("forget", "--resume", "--wait", "120")
+        places = [(names[1], number) for number in range(2)]
+        wait_for(lambda: any(world.admin.starts(places).values()))
+        wait_for(lambda: waiting(world) == 1, message=lambda: world.log_of(process))
+        kill(world, process)
+    world.sql("DROP TRIGGER hold ON forget_orders")
+    assert world.sql(state) == [("forgotten",)]
+
+    told = world.command("forget", "--resume", "--wait", "120", check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert world.sql(state) == [("purged",)]
+    assert world.admin.own_configs(names) == before
+    assert world.sql("SELECT count(*) FROM forget_configs") == [(0,)]
+    workers.catch_up()
+    workers.close()
+    assert doctor_says(world) == []
+    assert topics_with(world, MARK) == []
+    assert tables_with(world, MARK) == []
+    wait_for(
+        lambda: not broker.files_with(world.project, MARK),
+        message=lambda: str(broker.files_with(world.project, MARK)),
+    )
+    assert world.sql("SELECT count(*) FROM records WHERE NOT deleted") == [(10,)]
+
+
+def waiting(world: World) -> int:
+    """How many of the project's sessions wait for a lock."""
+    ((count,),) = world.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND application_name LIKE %s",
+        [f"% {world.project}"],
+    )
+    return int(count)
+
+
+def kill(world: World, process: Popen[bytes]) -> None:
+    """With what it has asked the database for, which else would still be done when it can be."""
+    os.killpg(process.pid, 9)
+    process.wait(30)
+    mine = "application_name = 'headrace forget ' || current_schema()"
+    world.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+    wait_for(lambda: not world.sql(f"SELECT FROM pg_stat_activity WHERE {mine}"))
+
+
+def doctor_says(world: World) -> list[str]:
+    return [str(one) for one in doctor.examine(world.settings).findings if one.level == "finding"]

@@ -181,6 +181,9 @@ def test_the_exit_status_is_for_scripts(
     assert status == 3 and "no records yet" in text, "nothing can be said yet"
     good(database)
     assert said()[0] == 0
+    assert not database.sql(
+        "SELECT FROM gate_states WHERE state = 'unknown' AND ended_at IS NULL"
+    ), "what was said of an empty project has ended"
     no_figures(database)
     status, text = said()
     assert status == 1

@@ -1,4 +1,4 @@
-"""A schema with the tables of jobs, empty for each test."""
+"""A schema with its tables, empty for each test; gates use it too."""
 
 from __future__ import annotations
 

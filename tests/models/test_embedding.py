@@ -249,6 +249,13 @@ def test_vectors_of_another_length_are_a_pause(server: Server) -> None:
         endpoint(server, dimensions=3).embed(["a"])
 
 
+@pytest.mark.parametrize("body", ["<html>", {"object": "list", "data": []}, {"data": [{}, {}]}])
+def test_an_answer_without_vectors_is_no_texts_fault(server: Server, body: Any) -> None:
+    server.answer = lambda asked: (200, body, {})
+    with pytest.raises(Retry):
+        endpoint(server).embed(["a"])
+
+
 def test_an_endpoint_that_is_gone_or_silent_is_a_retry(server: Server) -> None:
     gone = Embeddings(provider="openai", model="m", dimensions=2, base_url="http://127.0.0.1:1/v1")
     with pytest.raises(Retry):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from headrace.backlog import doctor
 from tests.redo.conftest import Redo
 from tests.world import wait_for
 
@@ -15,14 +16,16 @@ def test_the_dead_live_once_the_stage_is_mended(redos: Callable[..., Redo]) -> N
     texts = ["!raise"] * 6 + ["!dead"] * 2 + ["fine"] * 3
     world.post(n=len(texts), texts=texts)
     world.send("raw.posts.reddit", "post:reddit:broken", b'{"id": "\x1b[31mred')
+    foreign = {"id": "post:reddit:foreign", "kind": "post", "platform": "reddit", "text": ""}
+    world.send("raw.posts.reddit", "", json.dumps(foreign).encode())
     redo.caught_up()
-    assert redo.states() == {"open": 9}
+    assert redo.states() == {"open": 10}
     causes = json.loads(world.command("dead", "list", "words", "--json").stdout)
     assert [(one["cause"], one["open"]) for one in causes[:2]] == [
         ("ValueError: cannot read …", 6),
         ("Unreadable: it says so", 2),
     ]
-    assert causes[2]["cause"].startswith("Undecodable: its value is not JSON")
+    assert {one["cause"].partition(":")[0] for one in causes[2:]} == {"Undecodable"}
     shown = world.command("dead", "show", "post:reddit:broken", "--group", "postgres").stdout
     assert "\\x1b[31mred" in shown and "\x1b" not in shown
 
@@ -33,14 +36,14 @@ def test_the_dead_live_once_the_stage_is_mended(redos: Callable[..., Redo]) -> N
     assert tried.returncode == 4
     assert "3 of 3 died again; the others were not sent" in tried.stdout
     assert len(redo.queued()) == 3
-    assert redo.states() == {"open": 9}
+    assert redo.states() == {"open": 10}
     died = "SELECT count(*) FROM dead_letters WHERE deaths = 2 AND \"group\" = 'words'"
     wait_for(lambda: world.sql(died) == [(3,)], message="those that died again count again")
 
     redo.mended.touch()
     first = world.command("dead", "redrive", "words", "--cause", "cannot read *", "--wait")
     assert "6 of 6 went first and live" in first.stdout
-    assert redo.states() == {"open": 3, "done": 6}
+    assert redo.states() == {"open": 4, "done": 6}
     record = ("--record", "post:reddit:6")
     world.command("dead", "redrive", "words", *record, "--no-canary", "--wait")
     rest = world.command(
@@ -49,11 +52,30 @@ def test_the_dead_live_once_the_stage_is_mended(redos: Callable[..., Redo]) -> N
     report = json.loads(rest.stdout)
     assert (report["canary"], report["survived"], report["still_dead"]) == (2, 1, 1)
     assert redo.counts() == {"ok": 11}
-    assert redo.states() == {"open": 1, "done": 8}  # kept, and no longer in the list
-    left = world.command("dead", "list", "words").stdout
+    assert redo.states() == {"open": 2, "done": 8}  # kept, and no longer in the list
+    left = world.command("dead", "list", "words", "--cause", "not JSON").stdout
     assert left.startswith("words: Undecodable: its value is not JSON")
     assert "1 open, 1 died more than once; " in left and "e.g. post:reddit:broken (" in left
     assert world.sql("SELECT count(*) FROM redo") == [(0,)]
+
+    # Nobody will ever read these: they are put aside, and are open nowhere.
+    asked = world.command("dead", "redrive", "words", "--cause", "no key").stdout
+    assert "nothing to redrive; 1 cannot be read again: `headrace dead dismiss words`" in asked
+    dry = world.command("dead", "dismiss", "words", "--dry-run", "--json").stdout
+    assert json.loads(dry) == {"group": "words", "dismissed": 0, "found": 2}
+    world.command("dead", "dismiss", "words", "--reason", "of a broken import")
+    assert redo.states() == {"dismissed": 2, "done": 8}
+    assert world.command("dead", "list", "words").stdout == "nothing is dead; 2 dismissed (--all)\n"
+    every = json.loads(world.command("dead", "list", "words", "--all", "--json").stdout)
+    assert sum(one["dismissed"] for one in every) == 2
+    found = doctor.examine(world.settings).findings
+    assert [f.what for f in found if f.check == "dead"] == ["postgres: 2 dead letters are open"]
+    # What is named goes all the same, and counts again when it dies again.
+    shown = world.command("dead", "show", "post:reddit:broken", "--group", "words").stdout
+    assert ": dismissed\n" in shown and "UTC: of a broken import" in shown
+    named = ("--record", "post:reddit:broken", "--no-canary", "--wait")
+    assert "1 are still dead" in world.command("dead", "redrive", "words", *named).stdout
+    assert redo.states() == {"open": 1, "dismissed": 1, "done": 8}
 
 
 def test_a_store_takes_its_dead_letters_again(redos: Callable[..., Redo]) -> None:

@@ -32,7 +32,8 @@ def test_a_record_goes_as_it_was_published(database: Database) -> None:
 
 def test_an_outcome_goes_with_its_vector_and_its_rank(database: Database) -> None:
     vector = embedded(0.25, -1.5, 3.0)
-    sent = database.outcome("a", 7, "embeddings", result=dict(vector), rank=3, offset=40)
+    result = {**vector, "large": 1e22}
+    sent = database.outcome("a", 7, "embeddings", result=result, rank=3, offset=40)
     dropped = database.outcome("c", 9, "embeddings", "drop", offset=41)
     database.write([database.raw("a", 7), database.raw("b", 8), database.raw("c", 9)])
     database.write([sent, dropped])
@@ -44,6 +45,30 @@ def test_an_outcome_goes_with_its_vector_and_its_rank(database: Database) -> Non
     assert (lineage.revision, lineage.run) == (published.revision, "r1")
     assert (lineage.input_rank, lineage.rank) == (3, 0)
     assert str(lineage.input) == f"{database.project}.enriched.embeddings.reddit:0:40"
+
+
+def test_letters_of_a_topic_that_was_made_anew(database: Database) -> None:
+    """Its places come again, with other messages; and smaller ones are no earlier."""
+    topic = f"{database.project}.raw.posts.reddit"
+
+    def dies(key: str, value: bytes, at: int) -> None:
+        where = {"topic": topic, "partition": "0", "offset": "3", "exception.message": "why"}
+        headers = [(f"__connect.errors.{name}", said.encode()) for name, said in where.items()]
+        database.write([database.message("sentiment.dlt", key, value, headers, at=at)])
+
+    told = "SELECT record_key, value, deaths, dismissed_at IS NULL, redriven_at FROM dead_letters"
+    dies("a", b"one", 1)
+    dies("a", b"one", 2)
+    database.sql("UPDATE dead_letters SET dismissed_at = now()")
+    dies("a", b"one", 1)  # read once more
+    assert database.sql(told) == [("a", b"one", 2, False, None)]
+    dies("b", b"two", 3)
+    assert database.sql(told) == [("b", b"two", 1, True, None)]
+    dies("post:reddit:z", b"three", 100)
+    for at, state in ((99, "open"), (101, "superseded")):
+        database.write([database.raw("z", 2, at=at)])
+        assert database.sql("SELECT state FROM letters") == [(state,)]
+        database.sql("TRUNCATE records")
 
 
 def test_only_an_answer_to_the_order_clears_it(database: Database) -> None:

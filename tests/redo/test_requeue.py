@@ -19,6 +19,7 @@ def test_only_what_is_missing_is_queued_and_once(redos: Callable[..., Redo]) -> 
     world.post(ids=[*lost, "kept"], texts=["some words"])
     world.post(ids=["dropped", "dead", "late"], texts=["!drop", "!dead", "!defer"])
     world.post("youtube", ids=["tube"])
+    world.post(ids=["large"], texts=["a word " * 200])
     redo.caught_up()
     world.sql("DELETE FROM outcomes WHERE record_id LIKE '%:lost_' OR record_id LIKE '%:tube'")
     world.post(ids=["new0", "new1"])  # not reached
@@ -44,13 +45,21 @@ def test_only_what_is_missing_is_queued_and_once(redos: Callable[..., Redo]) -> 
     assert "queued for words again" in world.command("trace", "post:reddit:lost0").stdout
 
     redo.caught_up()
-    assert redo.counts() == {"ok": 10, "dropped": 1, "dead": 1, "pending": 1}
+    assert redo.counts() == {"ok": 11, "dropped": 1, "dead": 1, "pending": 1}
     assert world.sql("SELECT count(*) FROM redo") == [(0,)]
     again = world.command("requeue", "words", "--missing", "--deferred", "--json").stdout
     assert json.loads(again)["queued"] == 1
     group = world.topology.group("words")
     asked = ["post:reddit:kept", "post:reddit:late", "post:reddit:nobody"]
     assert queue(world.settings, world.topology, group, asked, "on demand")[:2] == (1, 2)
+    # What Kafka does not take stays out, and in nobody's way.
+    kafka = world.settings.kafka.model_copy(update={"client": {"message.max.bytes": 1000}})
+    small = world.settings.model_copy(update={"kafka": kafka})
+    asked = ["post:reddit:large", "post:reddit:lost1"]
+    assert queue(small, world.topology, group, asked, "on demand")[:2] == (1, 1)
+    assert world.sql("SELECT record_id, state FROM redo WHERE record_id = ANY(%s)", [asked]) == [
+        ("post:reddit:lost1", "queued")
+    ]
 
 
 def test_a_killed_command_goes_on(redos: Callable[..., Redo]) -> None:

@@ -81,6 +81,25 @@ def test_last_and_next_agree(cron: str, zone: str, now: datetime) -> None:
     assert next_due(when, last, zone) == following
 
 
+@pytest.mark.parametrize(
+    "cron", [*CRONS, "0 1 * * mon#1", "0 1 * * l5", "0 1 * * 2#5", "0 0 l * *"]
+)
+def test_a_rest_is_never_longer_than_is_said(cron: str) -> None:
+    """Topics are kept as long as that at least."""
+    when = schedule.parse(f'cron "{cron}"')
+    longest, at = when.longest_ms, utc("2026-01-01")
+    assert longest is not None
+    for _ in range(60):
+        following = next_due(when, at)
+        assert following is not None and following - at <= timedelta(milliseconds=longest)
+        at = following
+
+
+def test_a_lag_of_nothing_is_no_schedule() -> None:
+    with pytest.raises(ValueError, match="is no schedule"):
+        schedule.parse("lag >= 0")
+
+
 @pytest.mark.parametrize("zone", ["UTC", BERLIN, "Australia/Lord_Howe"])
 def test_every_wall_time_comes_once(zone: str) -> None:
     """Beside what a clock on the wall shows, minute by minute, over both changes."""

@@ -9,11 +9,15 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
+import yaml
+from confluent_kafka import Producer
 
+from headrace.backlog import doctor
+from headrace.scheduling import report, windows
 from headrace.scheduling import scheduler as schedulers
-from headrace.scheduling import windows
 from headrace.scheduling.scheduler import Scheduler
 from headrace.stores import postgres
+from headrace.stream import clients
 from tests.stages import groups
 from tests.world import World, wait_for
 
@@ -179,3 +183,67 @@ def test_a_window_is_as_long_as_what_waited(worlds: Any) -> None:
         ("skipped", "test (disabled)")
     ]
     made.close()
+
+
+def test_what_is_not_committed_yet_belongs_to_the_window(worlds: Any) -> None:
+    """What a writer has just made may not count as stable yet when its reader's turn comes."""
+    world = worlds(change=groups(words=NIGHTLY), platforms=("reddit",)).apply()
+    clock = Clock()
+    made = scheduler(world, clock)
+    made.turn()
+    own = {"transactional.id": f"{world.project}.test"}
+    producer = Producer(clients.producer_conf(world.settings, **own))
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.produce(world.topology.topic("raw.posts.reddit").name, b"{}", "a", partition=0)
+    producer.flush()
+    clock.now += 2 * HOUR
+    made.turn()
+    assert [row[2] for row in rows(world, "words")] == ["open"]
+    catch_up(world, "words")  # as far as it can come now
+    made.turn()
+    assert [row[2] for row in rows(world, "words")] == ["open"]
+    producer.commit_transaction()
+
+    def passed() -> bool:
+        catch_up(world, "words")
+        made.turn()
+        return [row[2] for row in rows(world, "words")] == ["done"]
+
+    wait_for(passed)
+    made.close()
+
+
+def test_two_schedulers_that_know_different_groups(worlds: Any) -> None:
+    """One leaves alone what only the other knows, be it for long; a person may close it."""
+    world = worlds(change=groups(words=NIGHTLY, shout=LATER), platforms=("reddit",)).apply()
+    clock = Clock()
+    knows_both = scheduler(world, clock)
+    knows_both.turn()
+    world.post(n=5)
+    world.send("enriched.words", "a", b"{}")
+    clock.now += 3 * HOUR
+    for _ in range(2):  # readers come after their writers
+        knows_both.turn()
+        catch_up(world, "words")
+    assert [row[2] for row in rows(world, "shout")] == ["open"]
+    noted = world.sql("SELECT * FROM schedules ORDER BY 1")
+    knows_both.close()
+
+    file = world.home / "other.yaml"
+    content = yaml.safe_load((world.home / "topics.yaml").read_text())
+    del content["groups"]["shout"]
+    content["modes"] = {"full": "all"}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    other = world.settings.model_copy(update={"topics": file})
+    knows_one = Scheduler(other, clock=clock)
+    wait_for(knows_one.turn)
+    knows_one.close()
+    assert [row[2] for row in rows(world, "shout")] == ["open"]
+    assert world.sql("SELECT * FROM schedules ORDER BY 1") == noted, "what it missed is made up"
+    assert [window.group for window in report.read(other).unknown] == ["shout"]
+    assert report.read(world.settings).unknown == ()
+    said = [finding.what for finding in doctor.examine(other).findings]
+    assert "shout has a window, and no schedule here" in said
+    assert "closed: shout" in world.command("schedule", "--close", "shout").stdout
+    assert [row[2] for row in rows(world, "shout")] == ["skipped"]

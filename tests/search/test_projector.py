@@ -83,6 +83,14 @@ def test_a_rebuild_serves_all_the_while(search: Search, monkeypatch):
         total = search.client.collections.use(name).aggregate.over_all().total_count
         assert total == 31
     assert "post:reddit:late" in search.objects()  # the alias still shows the first
+    # What Weaviate loses of the new ones is seen before they serve.
+    new = search.client.collections.use(f"{project}_RedditPost_v2")
+    new.data.delete_by_id(key("post:reddit:3"))
+    world.sql("UPDATE search_written SET written_at = now() - interval '1 hour'")
+    search.loop._swept = 0.0
+    search.loop.work()
+    search.project()
+    assert new.aggregate.over_all().total_count == 31
     monkeypatch.undo()
     search.project()
     assert search.names() == {
@@ -97,6 +105,21 @@ def test_a_rebuild_serves_all_the_while(search: Search, monkeypatch):
     assert "36 records to project" in told and "the new collections serve" in told
     assert search.names()[f"{project}_RedditPost"] == [f"{project}_RedditPost_v3"]
     assert len(search.objects()) == 31
+
+
+def test_what_comes_while_a_rebuild_begins_is_not_left_out(search: Search):
+    world = search.world
+    world.post(n=3)
+    world.run("postgres")
+    search.project()
+    with search.connection() as own, own.transaction():
+        collections.begin_rebuild(own, search.client, search.settings)
+        world.post(ids=["late"])  # no mark of the rebuild's
+        world.run("postgres")
+        search.project()
+    search.project()
+    assert [name[-3:] for found in search.names().values() for name in found] == ["_v2"]
+    assert len(search.objects()) == 4
 
 
 def test_a_rebuild_is_where_search_begins(searches):
@@ -152,6 +175,16 @@ def test_what_differs_is_found_and_mended(search: Search):
     search.project()
     assert search.objects()["post:reddit:3"]["text"] != "old"
     assert len(search.objects()) == 10
+    # However many small writes there were, none waits for its turn.
+    world.sql(
+        "INSERT INTO search_written (record_ids, written_at)"
+        " SELECT ARRAY['post:reddit:1'], now() - interval '1 hour' FROM generate_series(1, 25)"
+    )
+    search.loop._swept = 0.0
+    for _ in range(3):
+        search.loop.work()
+    old = "SELECT count(*) FROM search_written WHERE written_at < now() - interval '30 minutes'"
+    assert world.sql(old) == [(0,)]
     # Later only doctor sees it.
     world.sql("DELETE FROM search_written")
     search.client.collections.use(name).data.delete_by_id(key("post:reddit:5"))
@@ -170,6 +203,15 @@ def test_a_collection_that_weaviate_lost_is_made_anew(search: Search):
     search.client.collections.delete(name)
     search.loop.close()
     search.project()
+    assert len(search.objects()) == 5 and search.compare().apart == 0
+    # So is one that was to be followed by another; that one goes too.
+    world.command("search", "rebuild", "--no-wait")
+    ((serving, new),) = search.names().values()
+    search.client.collections.delete(serving)
+    search.loop.close()
+    search.project()
+    assert list(search.names().values()) == [[serving]]
+    assert not search.client.collections.exists(new)
     assert len(search.objects()) == 5 and search.compare().apart == 0
 
 

@@ -63,13 +63,18 @@ def test_words_meaning_and_filters(search: Search):
         assert ids("shoes", author="ann") == ["reddit:1"]
         assert ids("shoes", community="sneaker talk") == ["reddit:2"]
         assert ids("shoes", since="1 hour") == []
+        assert ids("shoes", since="9999-12-31") == []
         assert ids("nothing of the kind") == []
+        assert ids("to be or not") == ids("the", platforms=("youtube",)) == []  # no words to it
+        assert len(ids("to be or not", "hybrid")) == 5
         # By meaning no word need be the same.
         assert ids("a cat naps on the couch", "semantic", 1) == ["reddit:4"]
         assert ids("a cat naps on the couch", "hybrid", 1) == ["reddit:4"]
         assert set(ids("shoes", "hybrid", sentiment="negative")) == {"reddit:1"}
         with pytest.raises(HeadraceError, match="say what to look for"):
             searcher.search(" ")
+        with pytest.raises(HeadraceError, match="platform redit is not known; there are: "):
+            ids("shoes", platforms=("redit",))
     assert search.object("post:reddit:4").vector["default"]
     assert search.compare().apart == 0
 

@@ -115,3 +115,4 @@ def test_no_snapshot_holds_what_is_forgotten(world: World, monkeypatch: Any) -> 
     restoring.restore(settings, "elsewhere")
     assert ids(world) == ["post:reddit:ab", "post:youtube:a", "post:youtube:gone"]
     assert (rows(world, "dead_letters"), rows(world, "entity_mentions")) == (0, 1)
+    assert world.sql("SELECT platform_id FROM dim_author") == [(2,)]  # reddit's ann has no record

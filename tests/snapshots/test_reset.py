@@ -9,7 +9,7 @@ import pytest
 from headrace.errors import HeadraceError
 from headrace.snapshots import folder, resetting
 from tests.snapshots.conftest import expire
-from tests.world import World
+from tests.world import World, wait_for
 
 
 def outcomes(world: World, stage: str) -> list[tuple[Any, ...]]:
@@ -78,3 +78,18 @@ def test_what_is_downstream_goes_too_and_gaps_are_named(world: World) -> None:
 
 def names(plan: resetting.Plan) -> list[str]:
     return [stage.short for stage in plan.stages]
+
+
+def test_a_store_at_work_goes_on_from_there(world: World) -> None:
+    store = world.apply().start("run", "postgres")
+    group = world.topology.group("postgres").name
+    wait_for(lambda: world.admin.members(group), message=lambda: world.log_of(store))
+    world.post(n=6)
+    world.command("run", "sentiment", "--only", "--until-caught-up")
+    world.command("reset", "--stage", "sentiment", "--no-snapshot", "--yes")
+    assert outcomes(world, "sentiment") == []
+    world.post(ids=["new"])
+    world.command("run", "sentiment", "--only", "--until-caught-up")
+    wait_for(lambda: len(outcomes(world, "sentiment")) == 7, message=lambda: world.log_of(store))
+    wait_for(lambda: world.sql("SELECT count(*) FROM records") == [(7,)])
+    assert store.poll() is None

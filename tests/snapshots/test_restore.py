@@ -8,7 +8,7 @@ import orjson
 import pytest
 from confluent_kafka import Consumer
 
-from headrace.backlog import lag
+from headrace.backlog import doctor, lag
 from headrace.errors import HeadraceError
 from headrace.snapshots import checking, creation, folder, restoring, tables
 from headrace.stores import migrate, postgres
@@ -216,9 +216,12 @@ def test_what_cannot_be_restored_is_refused_by_name(
 
     world.send("enriched.text", "post:reddit:1", b"{}")
     (topic, number), _ = expire(world, "enriched.text")
-    assert f"{topic} partition {number}: its messages from offset 0 to 0 are gone" in refused(
-        world, "one"
-    )
+    gone = f"{topic} partition {number}: its messages from offset 0 to 0 are gone"
+    assert gone in refused(world, "one")
+    creation.create(world.settings, "two")
+    (note,) = [one for one in doctor.examine(world.settings).findings if one.check == "snapshots"]
+    assert note.what == f"one can no longer be restored: {gone}" and note.level == "note"
+    assert "snapshot create" in note.do and "snapshot delete one" in note.do
     assert ids(world) == ["post:reddit:1", "post:reddit:2"]
 
 

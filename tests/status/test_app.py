@@ -16,6 +16,7 @@ import psutil
 import pytest
 from confluent_kafka import Producer
 
+from headrace.backlog import lag
 from headrace.errors import HeadraceError
 from headrace.status.fold import OUTCOMES
 from headrace.stream import clients
@@ -151,6 +152,8 @@ def test_it_counts_once_and_tells_once_whatever_is_killed(worlds: Callable[..., 
     assert one["platforms"]["reddit"]["1h"] == one["workers"]["host-0"]["1h"] == one["rates"]["1h"]
     with pytest.raises(AssertionError, match="404"):
         shown(port, "/status/groups/nobody")
+
+    wait_for(lambda: lag.read(world.settings, ["status"])[0].lag == 0, PATIENCE, said)
 
     # The work is done; what has been told is not told again, and the all-clear comes.
     wait_for(lambda: shown(port, "/status/")["ready"], PATIENCE, said)

@@ -6,6 +6,8 @@ it; the sum over a record's rows is its row_version. So no row is written for th
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0003"
 down_revision = "0002"
 
@@ -71,9 +73,7 @@ def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(VERSIONS)
     execute(MARKS)
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

@@ -6,6 +6,8 @@ open and one that somebody has asked for. So whoever writes here twice changes n
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0004"
 down_revision = "0003"
 
@@ -51,8 +53,5 @@ COMMENTS: dict[str, str] = {
 
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
-    if TABLES.strip():
-        execute(TABLES)
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    execute(TABLES)
+    comments.write(execute, COMMENTS)

@@ -7,6 +7,8 @@ may be started again: what stands as `sending` is produced once more.
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0005"
 down_revision = "0004"
 
@@ -61,9 +63,7 @@ COMMENTS: dict[str, str] = {
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(TABLES)
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0006"
 down_revision = "0005"
 
@@ -61,8 +63,5 @@ COMMENTS: dict[str, str] = {
 
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
-    if TABLES.strip():
-        execute(TABLES)
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    execute(TABLES)
+    comments.write(execute, COMMENTS)

@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0007"
 down_revision = "0006"
 
@@ -105,9 +107,7 @@ COMMENTS: dict[str, str] = {
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(TABLES)
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

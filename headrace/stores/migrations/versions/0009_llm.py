@@ -7,6 +7,8 @@ that it counts grows with the table: the calls of the last minute, one row a day
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0009"
 down_revision = "0008"
 
@@ -48,7 +50,7 @@ CREATE INDEX llm_calls_records ON llm_calls USING gin (records) WHERE records IS
 CREATE TABLE llm_answers (
   key bytea PRIMARY KEY,
   stage text NOT NULL,
-  record_id text NOT NULL,
+  record_id text COLLATE "C" NOT NULL,
   "set" integer NOT NULL,
   part text NOT NULL,
   prompt text NOT NULL,
@@ -65,7 +67,7 @@ CREATE INDEX llm_answers_record ON llm_answers (record_id, stage);
 CREATE TABLE llm_claims (
   key bytea PRIMARY KEY,
   stage text NOT NULL,
-  record_id text NOT NULL,
+  record_id text COLLATE "C" NOT NULL,
   owner text NOT NULL,
   until timestamptz NOT NULL,
   call bigint
@@ -73,7 +75,7 @@ CREATE TABLE llm_claims (
 
 CREATE TABLE llm_sets (
   stage text NOT NULL,
-  record_id text NOT NULL,
+  record_id text COLLATE "C" NOT NULL,
   number integer NOT NULL,
   keep jsonb NOT NULL,
   reason text NOT NULL,
@@ -462,9 +464,7 @@ def upgrade() -> None:
     execute(TABLES)
     for function in FUNCTIONS:
         execute(function.replace("%", "%%"))
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

@@ -6,6 +6,8 @@ A dimension that a record has no score in counts as 5.0, the middle of the scale
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0011"
 down_revision = "0010"
 
@@ -54,9 +56,7 @@ COMMENTS = {
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(TABLES)
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

@@ -7,6 +7,8 @@ done again; one that is to be asked directly when that is done.
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0012"
 down_revision = "0011"
 
@@ -92,9 +94,7 @@ COMMENTS: dict[str, str] = {
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(TABLES)
-    for name, text in COMMENTS.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

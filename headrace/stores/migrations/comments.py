@@ -1,0 +1,12 @@
+"""Explanations of tables and columns, as they stand in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+
+def write(execute: Callable[[str], object], comments: Mapping[str, str]) -> None:
+    """`comments`: table or table.column → text."""
+    for name, text in comments.items():
+        quoted = text.replace("'", "''")
+        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
