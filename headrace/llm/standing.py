@@ -1,0 +1,125 @@
+"""How things stand with the provider: limits used, circuit, budgets, what is under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from headrace.config import Settings
+from headrace.llm import admission, endpoint
+
+_NOW = """
+SELECT now() AS now, p.hold_until, p.failures, p.error, p.open_until,
+  (SELECT coalesce(spent, 0) FROM llm_spent
+   WHERE scope = 'day ' || (now() AT TIME ZONE %(zone)s)::date) AS today,
+  (SELECT coalesce(spent, 0) FROM llm_spent WHERE scope = 'session ' || %(session)s) AS session,
+  (SELECT count(*) FROM llm_turns WHERE provider = %(provider)s AND at > now()) AS waiting,
+  (SELECT max(at) FROM llm_turns WHERE provider = %(provider)s AND at > now()) AS last_turn
+FROM (SELECT) AS one LEFT JOIN llm_providers p ON p.provider = %(provider)s
+"""
+_WINDOW = """
+SELECT stage, count(*) AS calls, sum(tokens)::bigint AS tokens FROM llm_calls
+WHERE provider = %s AND transport = 'direct' AND sent_at > now() - interval '60 seconds'
+GROUP BY 1 ORDER BY 1
+"""
+_UNDER_WAY = """
+SELECT count(*) AS calls, min(sent_at) AS oldest, coalesce(sum(cost), 0) AS cost
+FROM llm_calls WHERE state = 'sent' AND transport = %s
+  AND id IN (SELECT call FROM llm_claims WHERE until > now() AND call IS NOT NULL)
+"""
+_REFUSED = """
+SELECT stage, scope, spent, budget FROM llm_refusals WHERE until IS NULL OR until > now()
+ORDER BY stage
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    calls: int
+    oldest: datetime | None
+    reserved: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """used: (calls, tokens) of the last minute by group; waits: reasons by group."""
+
+    provider: str
+    model: str
+    embedded: bool
+    now: datetime
+    used: dict[str, tuple[int, int]]
+    waiting: int
+    last_turn: datetime | None
+    hold_until: datetime | None
+    failures: int
+    error: str | None
+    open_until: datetime | None
+    today: Decimal
+    session: Decimal
+    direct: UnderWay
+    batch: UnderWay
+    waits: dict[str, str]
+
+    @property
+    def requests(self) -> int:
+        return sum(calls for calls, _ in self.used.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for _, tokens in self.used.values())
+
+
+def read(connection: psycopg.Connection, settings: Settings) -> Standing:
+    found = endpoint.named(settings)
+    cursor = connection.cursor(row_factory=dict_row)
+    asked = {
+        "provider": found.provider,
+        "zone": settings.scheduler.zone,
+        "session": settings.llm.session or "",
+    }
+    row = cursor.execute(_NOW, asked).fetchone()
+    assert row is not None
+    window = cursor.execute(_WINDOW, [found.provider]).fetchall()
+    return Standing(
+        provider=found.provider,
+        model=found.model,
+        embedded=found.embedded,
+        now=row["now"],
+        used={one["stage"]: (one["calls"], one["tokens"]) for one in window},
+        waiting=row["waiting"],
+        last_turn=row["last_turn"],
+        hold_until=_ahead(row["hold_until"], row["now"]),
+        failures=row["failures"] or 0,
+        error=row["error"],
+        open_until=_ahead(row["open_until"], row["now"]),
+        today=row["today"] or Decimal(0),
+        session=row["session"] or Decimal(0),
+        direct=_under_way(cursor, "direct"),
+        batch=_under_way(cursor, "batch"),
+        waits=refused(connection, settings),
+    )
+
+
+def refused(connection: psycopg.Connection, settings: Settings) -> dict[str, str]:
+    """By group, why its last call was not sent: a budget was spent, and still is."""
+    cursor = connection.cursor(row_factory=dict_row)
+    return {
+        row["stage"]: admission.refusal(row["scope"], row["spent"], row["budget"], settings)
+        for row in cursor.execute(_REFUSED)
+    }
+
+
+def _under_way(cursor: psycopg.Cursor[dict[str, Any]], transport: str) -> UnderWay:
+    row = cursor.execute(_UNDER_WAY, [transport]).fetchone()
+    assert row is not None
+    return UnderWay(row["calls"], row["oldest"], row["cost"])
+
+
+def _ahead(at: datetime | None, now: datetime) -> datetime | None:
+    return at if at is not None and at > now else None
