@@ -41,7 +41,9 @@ class Standing(NamedTuple):
 def name(platform: str, name: str) -> str:
     """r/technology; elsewhere with its platform."""
     prefix = _PREFIXES.get(platform)
-    return f"{prefix}{name}" if prefix else f"{name} ({platform})"
+    if prefix is None:
+        return f"{name} ({platform})"
+    return name if name.startswith(prefix) else f"{prefix}{name}"
 
 
 def community(number: int, of: int, name: str) -> str:

@@ -21,9 +21,12 @@ from headrace.llm import asking, prompts
 from headrace.llm.asking import Asker
 from headrace.llm.ledger import Order
 from headrace.llm.prompts import Prompt
+from headrace.log import get
 from headrace.models import embedding
 from headrace.models.embedding import Embedder, Vectors
 from headrace.stream.stage import Context, Outcome, Process, Record, Retry, dead, deferred, drop, ok
+
+log = get(__name__)
 
 GO_ON_SECONDS = 0.1
 
@@ -33,6 +36,11 @@ def build(context: Context) -> Process:
     prompt = prompts.load("consumers.personas", "personas")
     model = embedding.load(settings.embeddings)
     return Personas(settings, asking.open(context), prompt, model, watching.Watch(context))
+
+
+def calls(settings: Settings) -> int:
+    """Of one community: each follows from the one before. An estimate goes by it."""
+    return -(-settings.personas.count // settings.personas.together)
 
 
 class Personas:
@@ -137,6 +145,7 @@ class Personas:
         missing = [text for text in dict.fromkeys(texts) if text not in vectors]
         if missing:
             vectors.update(zip(missing, self._model.embed(missing), strict=True))
+            log.debug("embedded %d texts", len(missing))
 
     def _alike(self, draft: Draft, vectors: Mapping[str, Vectors]) -> list[Pair]:
         if not draft.entries:

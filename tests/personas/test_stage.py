@@ -127,9 +127,9 @@ def test_later_prompts_name_those_that_are_there() -> None:
     assert "Name0 N." not in asker.prompted[0]
     assert "Describe the community, then make 10 personas" in asker.prompted[0]
     for number in range(40):
-        assert f"- Name{number} N., " in asker.prompted[4]
+        assert f"\n- Name{number} N., " in asker.prompted[4]
     assert "What it is about: Devices." in asker.prompted[4]
-    assert "[0] Post 0" in asker.prompted[4]
+    assert "\n<posts>\n[0] Post 0\n[1] Post 1\n[2] Post 2\n</posts>\n" in asker.prompted[4]
 
 
 @pytest.mark.parametrize("stops", [(1,), (0, 1, 1), (2, 1, 1), (4,)])

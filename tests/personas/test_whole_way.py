@@ -82,6 +82,11 @@ def publish(world: World, *slugs: str, posts: int = 3, run: str = "r1") -> None:
     world.post(ids=[f"{slug}{n}" for slug in slugs for n in range(3)], run=run, community="apple")
 
 
+def run(world: World, *groups: str) -> None:
+    world.apply()
+    world.command("run", *groups, "--until-caught-up", timeout=280)
+
+
 def stored(world: World) -> list[tuple[Any, ...]]:
     """What is served, but for when it was stored."""
     return world.sql(
@@ -93,7 +98,7 @@ def stored(world: World) -> list[tuple[Any, ...]]:
 
 def test_from_files_to_personas_and_back(world: World, served: Provider) -> None:
     publish(world, *SLUGS)
-    world.run("personas", "postgres")
+    run(world, "personas", "postgres")
     assert len(served.calls) == 3 * CALLS
     served_sets = stored(world)
     assert len(served_sets) == 3 * COUNT
@@ -110,7 +115,7 @@ def test_from_files_to_personas_and_back(world: World, served: Provider) -> None
 
     # The file grew: the same sets under the new revision, without a call.
     publish(world, *SLUGS, posts=9, run="r2")
-    world.run("personas", "postgres")
+    run(world, "personas", "postgres")
     assert len(served.calls) == 3 * CALLS
     assert stored(world) == served_sets
     changed = world.sql("SELECT result->>'changed' FROM outcomes WHERE stage = 'personas'")
@@ -160,7 +165,7 @@ def decided(world: World, served: Provider) -> None:
     world.command("personas", "edit", id.format(1), "occupation=Owner of a bike shop")
     world.command("personas", "lock", id.format(2))
     world.command("personas", "hide", id.format(3), id.format(4))
-    world.run("postgres")
+    run(world, "postgres")
     row = world.sql(
         "SELECT name, occupation, interests FROM personas WHERE id = %s", [id.format(1)]
     )
@@ -176,7 +181,7 @@ def decided(world: World, served: Provider) -> None:
     )
     twice = world.command("personas", "regenerate", "r/apple", check=False)
     assert twice.returncode == 2 and "was ordered and is not made yet" in twice.stderr
-    world.run("personas", "postgres")
+    run(world, "personas", "postgres")
     assert len(served.calls) - before == 5
     ids = {row[0] for row in world.sql("SELECT id FROM personas WHERE community = 'apple'")}
     kept = {id.format(1), id.format(2)}
@@ -188,13 +193,13 @@ def decided(world: World, served: Provider) -> None:
     refused = world.command("personas", "regenerate", id.format(2), check=False)
     assert refused.returncode == 2 and "is locked" in refused.stderr
     world.command("personas", "regenerate", "reddit:apple:2-07")
-    world.run("personas", "postgres")
+    run(world, "personas", "postgres")
     assert len(served.calls) - before == 6
     now = {row[0] for row in world.sql("SELECT id FROM personas WHERE community = 'apple'")}
     assert now == ids - {"persona:reddit:apple:2-07"} | {"persona:reddit:apple:3-07"}
     world.command("personas", "unlock", id.format(2))
     world.command("personas", "edit", id.format(1), "name=", "interests=", "occupation=")
-    world.run("postgres")
+    run(world, "postgres")
     marks = world.sql("SELECT bool_or(locked), bool_or(edited) FROM personas")
     assert marks == [(False, False)]
 
@@ -237,6 +242,6 @@ def test_a_kill_costs_no_more_than_the_call_in_flight(
     assert "✓ committed 20 personas, 20 relationships" in world.log_of(last)
     undisturbed = fresh()
     publish(undisturbed, *SLUGS)
-    undisturbed.run("personas", "postgres")
+    run(undisturbed, "personas", "postgres")
     assert stored(undisturbed) == stored(world)
     assert store.poll() is None
