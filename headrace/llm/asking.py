@@ -401,6 +401,8 @@ class Asker:
         )
         while True:
             ask.rest(0.0)
+            if self._stopping():
+                raise _Halted
             answer = self._ledger.admit(planned)
             if isinstance(answer, Admitted):
                 return answer.call

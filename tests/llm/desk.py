@@ -57,7 +57,7 @@ def settings_of(dsn: str, url: str | None, project: str = "headrace", **llm: Any
         "requests_per_minute": None,
         "retry_seconds": 0.05,
         "retry_max_seconds": 0.2,
-        "timeout_seconds": 20.0,
+        "timeout_seconds": 90.0,  # a busy machine takes its time
         "circuit_failures": 1000,
         "circuit_seconds": 0.5,
     }

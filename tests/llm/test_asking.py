@@ -129,7 +129,7 @@ def test_several_calls_at_a_time(desks: Callable[..., Desk], p: Provider) -> Non
         ((sent,),) = desk.sql("SELECT count(*) FROM llm_calls WHERE state = 'sent'")
         assert (sent, len(p.calls)) == (3, 3)
         free.set()
-        assert len(values(asked.result(60))) == 7
+        assert len(values(asked.result(120))) == 7
 
 
 # What passes
@@ -151,7 +151,7 @@ def test_time_outs_and_dropped_connections_may_have_been_paid(
 ) -> None:
     free = threading.Event()
     p.script(provider.held(free), provider.lost(), provider.status(500))
-    desk = desks(timeout_seconds=4.0, concurrency=1)
+    desk = desks(timeout_seconds=5.0, concurrency=1)
     assert len(values(desk.asker().ask(packed(), many(4)))) == 4
     free.set()
     rows = desk.sql(
@@ -184,31 +184,25 @@ def test_nobody_listens(desks: Callable[..., Desk]) -> None:
 def test_the_circuit_opens_and_closes(desks: Callable[..., Desk], p: Provider) -> None:
     down = True
     p.judge = lambda call: provider.status(500) if down else None
-    desk = desks(circuit_failures=3, circuit_seconds=0.3, tries=10)
+    desk = desks(circuit_failures=3, circuit_seconds=600, tries=10)
     asker = desk.asker()
     with pytest.raises(Pause, match=r"circuit: .* did not answer \d+ calls in a row.*status 500"):
         asker.ask(packed(1), many(8))
     asked = len(p.calls)
     assert 3 <= asked <= 3 + desk.settings.llm.concurrency
     assert claims(desk) == 0
+    with pytest.raises(Pause, match="circuit"):
+        asker.ask(packed(1), many(8))
+    assert len(p.calls) == asked
 
-    def half_open() -> bool:
-        """One call is let through, and fails."""
-        with pytest.raises(Pause, match="circuit"):
-            asker.ask(packed(1), many(8))
-        return len(p.calls) > asked
+    desk.sql("UPDATE llm_providers SET open_until = clock_timestamp()")
+    with pytest.raises(Pause, match="circuit"):
+        asker.ask(packed(1), many(8))
+    assert len(p.calls) == asked + 1  # half open: one is let through, and fails
 
-    wait_for(half_open)
-    assert len(p.calls) == asked + 1
     down = False
-
-    def closed() -> bool:
-        try:
-            return len(values(asker.ask(packed(1), many(8)))) == 8
-        except Pause:
-            return False
-
-    wait_for(closed)
+    desk.sql("UPDATE llm_providers SET open_until = clock_timestamp()")
+    assert len(values(asker.ask(packed(1), many(8)))) == 8
 
 
 # What is lacking in an answer
@@ -239,7 +233,8 @@ def test_broken_twice_is_dead_and_only_that_item(desk: Desk, p: Provider) -> Non
     assert json.loads(found[1].raw or "") == {"items": [{"n": 1, "score": 11, "why": "so"}]}
     assert desk.calls() == [("first", "answered", 3), ("repair", "answered", 1)]
     ((raw, error),) = desk.sql(
-        "SELECT raw, error FROM llm_calls WHERE reason = 'repair' AND error IS NOT NULL"
+        "SELECT raw, error FROM llm_calls WHERE provider = %s AND reason = 'repair'",
+        [desk.asker()._ledger.provider],
     )
     assert raw == found[1].raw
     assert error.startswith("InvalidAnswer")
@@ -385,7 +380,7 @@ def test_two_workers_never_buy_the_same(desk: Desk, p: Provider) -> None:
         with pytest.raises(Retry, match="another worker is asking for 8 of these items"):
             two.ask(packed(4), [*many(8), *many(4, start=8)])
         free.set()
-        mine = asked.result(60)
+        mine = asked.result(120)
     theirs = two.ask(packed(4), [*many(8), *many(4, start=8)])
     assert values(theirs)[:8] == values(mine)
     assert not any(one.bought for one in theirs if isinstance(one, Answered))
@@ -406,11 +401,11 @@ def test_two_workers_at_once(desk: Desk, p: Provider) -> None:
             except Retry:
                 return []
 
-        return wait_for(whole)
+        return wait_for(whole, timeout=200)
 
     with ThreadPoolExecutor(3) as pool:
         found = [pool.submit(all_of, f"w-{n}", 13 * n) for n in range(3)]
-        assert all(len(one.result(60)) == 40 for one in found)
+        assert all(len(one.result(200)) == 40 for one in found)
     assert max(Counter(texts(p)).values()) == 1
 
 
@@ -426,7 +421,7 @@ def test_what_failed_is_not_paid_again_when_the_batch_comes_back(desk: Desk, p: 
         with pytest.raises(Retry, match="another worker"):
             two.ask(packed(), batch)
         free.set()
-        asked.result(60)
+        asked.result(120)
     assert len(p.calls) == 3
     found = two.ask(packed(), batch)
     assert [type(one) for one in found] == [Answered, Failed]
@@ -446,10 +441,10 @@ def test_stopping_while_it_waits(
         wait_for(lambda: "for the rate limit (2 of 2 a minute)" in caplog.text)
         stop.set()
         with pytest.raises(Retry, match="llm: stopping"):
-            asked.result(30)
+            asked.result(120)
     assert len(p.calls) == 2
-    (line,) = [r.getMessage() for r in caplog.records if "rate limit" in r.getMessage()]
-    assert line.startswith("waiting ")
+    lines = [r.getMessage() for r in caplog.records if "rate limit" in r.getMessage()]
+    assert all(line.startswith("waiting ") for line in lines)
 
 
 def test_a_call_in_flight_is_waited_for_when_stopping(desk: Desk, p: Provider) -> None:
@@ -462,7 +457,7 @@ def test_a_call_in_flight_is_waited_for_when_stopping(desk: Desk, p: Provider) -
         stop.set()
         free.set()
         with pytest.raises(Retry, match="stopping"):
-            asked.result(60)
+            asked.result(120)
     assert len(p.calls) == 4
     assert claims(desk) == 0
     stop.clear()
@@ -471,22 +466,22 @@ def test_a_call_in_flight_is_waited_for_when_stopping(desk: Desk, p: Provider) -
 
 
 def test_an_ask_that_takes_too_long_goes_on_later(desk: Desk, p: Provider) -> None:
-    p.seconds = 0.2
+    p.seconds = 0.8
     asker = desk.asker()
-    asker._seconds = 0.5
+    asker._seconds = 1.5
     rounds = 0
 
     def whole() -> bool:
         nonlocal rounds
         rounds += 1
         try:
-            return len(values(asker.ask(packed(1), many(24)))) == 24
+            return len(values(asker.ask(packed(1), many(12)))) == 12
         except Retry:
             return False
 
-    wait_for(whole)
+    wait_for(whole, timeout=240)
     assert rounds > 1
-    assert len(p.calls) == 24
+    assert len(p.calls) == 12
 
 
 def test_a_mistake_of_ours_is_raised_and_nothing_stays_claimed(desk: Desk) -> None:
@@ -523,7 +518,7 @@ def test_a_kill_costs_the_calls_in_flight_and_they_are_listed(desk: Desk, p: Pro
             states = Counter(state for _, state, _ in desk.calls())
             return states == {"answered": 5, "sent": 4} and len(p.calls) == 9
 
-        wait_for(four_in_flight)
+        wait_for(four_in_flight, timeout=240)
     finally:
         child.kill()
         child.wait()
@@ -538,8 +533,8 @@ def test_a_kill_costs_the_calls_in_flight_and_they_are_listed(desk: Desk, p: Pro
     assert len(lost) == 4
     assert sorted(number for row in rows for number in row[2]) == sorted(lost)
     assert all(row[3] == 2 for row in rows if row[2])
-    seen = Counter(texts(p))
-    assert seen == Counter(f"text {number}" for number in range(40)) + Counter(flying)
+    expected = Counter(f"text {number}" for number in range(40)) + Counter(flying)
+    wait_for(lambda: Counter(texts(p)) == expected)
 
 
 # What leaves the machine
@@ -581,12 +576,12 @@ def ask(start, count):
         texts = [f"{'bad' if n % 40 == 7 else 'text'} {n} " + 500 * "x" for n in range(at, at + 40)]
         asker.ask(packed(20), items(*texts, start=at))
 
-ask(0, 800)
+ask(0, 200)
 tracemalloc.start()
-ask(800, 400)
+ask(200, 200)
 gc.collect()
 before = tracemalloc.get_traced_memory()[0]
-ask(1200, 2400)
+ask(400, 1200)
 gc.collect()
 print(before, tracemalloc.get_traced_memory()[0])
 """
@@ -601,8 +596,8 @@ def test_memory_does_not_grow_with_what_is_asked(desk: Desk, p: Provider) -> Non
         cwd=CLONE,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=True,
     )
     before, after = map(int, done.stdout.split())
-    assert after - before < 300_000, done.stdout
+    assert after - before < 200_000, done.stdout
