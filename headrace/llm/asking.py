@@ -205,17 +205,22 @@ class Asker:
 
     # -- asking: the whole order of it
 
-    def ask(self, task: Task, items: Sequence[Item]) -> list[Outcome]:
+    def ask(
+        self, task: Task, items: Sequence[Item], *, since: float | None = None
+    ) -> list[Outcome]:
         """One outcome each, in order. Raises Pause where somebody has to act, Retry where the same
-        is to be asked again later: what is bought by then is in the ledger."""
+        is to be asked again later: what is bought by then is in the ledger.
+
+        since  time.monotonic() when the batch was begun, for a stage that asks several times in it
+        """
         try:
-            return self._ask(task, items)
+            return self._ask(task, items, since or time.monotonic())
         except HeadraceError as error:
             raise Pause(f"llm: {error}") from error
         except psycopg.ProgrammingError as error:  # no record is to blame for a ledger in disorder
             raise Pause(f"llm: the ledger cannot be used: {_line(error)}") from error
 
-    def _ask(self, task: Task, items: Sequence[Item]) -> list[Outcome]:
+    def _ask(self, task: Task, items: Sequence[Item], since: float) -> list[Outcome]:
         keys = [self.key(task, item) for item in items]
         wanted = dict(zip(keys, items, strict=True))
         answered = self._ledger.answers(wanted)
@@ -235,7 +240,7 @@ class Asker:
         if self._by_batch(len(wanted)):
             deferred |= self._defer(task, missing, mine.keys() - told.keys())
             mine = {key: lost for key, lost in mine.items() if key not in deferred}
-        ask = _Ask(task, missing, time.monotonic() + self._seconds)
+        ask = _Ask(task, missing, since + self._seconds)
         try:
             self._buy(ask, _packed(task, missing, mine))
         finally:
