@@ -24,11 +24,9 @@ from headrace.llm.prompts import Prompt
 from headrace.log import get
 from headrace.models import embedding
 from headrace.models.embedding import Embedder, Vectors
-from headrace.stream.stage import Context, Outcome, Process, Record, Retry, dead, deferred, drop, ok
+from headrace.stream.stage import Context, Outcome, Process, Record, dead, deferred, drop, ok
 
 log = get(__name__)
-
-GO_ON_SECONDS = 0.1
 
 
 def build(context: Context) -> Process:
@@ -59,7 +57,6 @@ class Personas:
         self._prompt = prompt
         self._model = model
         self._watch = watch or watching.Watch(None)
-        self._patience = settings.kafka.max_poll_interval_ms / 3_000
         self.version = f"prompt{prompt.version}-{model.version}"
 
     def __call__(self, batch: Sequence[Record]) -> list[Outcome]:
@@ -94,10 +91,9 @@ class Personas:
                 call = draft.again(self._alike(draft, vectors))
             if call is None:
                 break
-            if asked_for and time.monotonic() - began > self._patience:
-                raise Retry(GO_ON_SECONDS, "a long set: it goes on with its next call")
             item = self._item(record, order.set, posts, draft, call)
-            (answer,) = self._asker.ask(self._task(posts, call), [item])
+            # All calls together keep to what a batch may take: then it goes on with the next.
+            (answer,) = self._asker.ask(self._task(posts, call), [item], since=began)
             if isinstance(answer, asking.Failed):
                 return dead(f"{call.part}: {answer.reason}")
             if isinstance(answer, asking.Deferred):

@@ -45,7 +45,9 @@ class Memory:
     def known(self, task: asking.Task, item: asking.Item) -> bool:
         return repr((item.set, item.content)) in self.by_content
 
-    def ask(self, task: asking.Task, items: Sequence[asking.Item]) -> list[asking.Outcome]:
+    def ask(
+        self, task: asking.Task, items: Sequence[asking.Item], *, since: float | None = None
+    ) -> list[asking.Outcome]:
         (item,) = items
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise Retry(1, "stopping")
