@@ -356,7 +356,7 @@ def test_an_answer_survives_an_outage_of_postgresql(
 
 
 @settings(
-    max_examples=10,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
