@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from confluent_kafka import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.graph import edge_id, persona_id, record_of
-from headrace.stream.wire import Lineage, Position, Revision
-from headrace.vectors import packed
 from tests.stores.conftest import Database
-
-COMMUNITY = "community:reddit:technology"
+from tests.stores.graphs import COMMUNITY, decision, outcome, raw, result, vector
 
 
 @pytest.fixture(scope="module")
@@ -29,82 +24,6 @@ def module_database(databases: Callable[..., Database]) -> Database:
 def database(module_database: Database) -> Iterator[Database]:
     yield module_database
     module_database.empty()
-
-
-def raw(database: Database, offset: int, community: str = COMMUNITY, **fields: Any) -> Message:
-    value: dict[str, Any] = {"id": community, "kind": "community", "platform": "reddit", **fields}
-    if not fields.get("deleted"):
-        slug = community.rpartition(":")[2]
-        value = {"name": f"r/{slug}", "slug": slug, "posts": 3, "best_posts": []} | value
-    return database.message("raw.communities", community, value, (), offset, offset)
-
-
-def numbers(*found: float) -> str:
-    return packed(struct.pack(f"<{len(found)}f", *found))
-
-
-def result(
-    community: str = COMMUNITY, set: int = 1, say: str = "", ids: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """As the stage makes it; `say` stands in every name."""
-    names = [persona_id(community, set, place) for place in (1, 2)] if ids is None else ids
-    return {
-        "set": set,
-        "changed": False,
-        "model": "gpt-test",
-        "community": {
-            "name": "r/technology", "about": f"gadgets {say}", "tone": "dry",
-            "themes": ["phones", "law"], "vector": numbers(1, 0),
-        },
-        "vectors": {"model": "m", "dimensions": 2},
-        "personas": [
-            {
-                "id": name, "name": f"Ann {say}", "age_range": "25-34", "occupation": "Nurse",
-                "interests": ["phones"], "goals": ["a good one"], "frustrations": ["prices"],
-                "tone_of_voice": "warm", "typical_posts": ["Which one?"],
-                "evidence": ["post:reddit:1"], "vector": numbers(0, place),
-            }
-            for place, name in enumerate(names, 1)
-        ],
-        "kept": [],
-    }  # fmt: skip
-
-
-def outcome(
-    database: Database,
-    root: int,
-    found: Any = None,
-    *,
-    community: str = COMMUNITY,
-    what: str = "ok",
-    rank: int = 1,
-    offset: int | None = None,
-    parts: tuple[str, ...] = (),
-) -> Message:
-    """An outcome of the revision at offset `root` of raw.communities."""
-    topic = f"{database.project}.raw.communities"
-    revision = Revision(database.topic_id(topic), 0, root, 1_700_000_000_000 + root)
-    lineage = Lineage(revision, "r1", 0, rank, parts, Position(topic, 0, root))
-    value: dict[str, Any] = {
-        "id": community, "kind": "community", "platform": "reddit", "stage": "personas",
-        "outcome": what, "version": "1", "at": "2026-11-21T09:00:00.123Z",
-    }  # fmt: skip
-    if what == "ok":
-        value["result"] = found or result(community)
-    elif what != "deleted":
-        value["reason"] = "because"
-    header = [("hr", lineage.pack())]
-    return database.message("enriched.personas", community, value, header, offset)
-
-
-def decision(
-    database: Database, subject: str, action: str, value: Any, offset: int | None = None
-) -> Message:
-    said = {
-        "subject": subject, "action": action, "value": value, "at": "2026-11-21T10:00:00Z",
-        "by": "ann",
-    }  # fmt: skip
-    return database.message("decisions", f"{subject}/{action}", said, (), offset)
 
 
 def test_names_are_the_same_in_python_and_in_sql(database: Database) -> None:
@@ -227,7 +146,7 @@ def test_what_is_none_becomes_a_dead_letter(database: Database) -> None:
     strange = result(ids=[persona_id("community:reddit:cooking", 1, 1)])
     twice = result(ids=[persona_id(COMMUNITY, 1, 1)] * 2)
     short = result()
-    short["personas"][0]["vector"] = numbers(1)
+    short["personas"][0]["vector"] = vector(0, 1)
     said = database.write(
         [
             outcome(database, 1, strange),
