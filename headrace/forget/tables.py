@@ -70,6 +70,8 @@ _TAKE_OUT = {
     "llm_answers": "DELETE FROM llm_answers WHERE record_id = ANY(%s)",
     "llm_claims": "DELETE FROM llm_claims WHERE record_id = ANY(%s)",
     "llm_sets": "DELETE FROM llm_sets WHERE record_id = ANY(%s)",
+    "llm_requests": "UPDATE llm_requests SET body = NULL, error = NULL WHERE id IN"
+    " (SELECT request FROM llm_request_items WHERE record_id = ANY(%s))",
     "llm_calls": "UPDATE llm_calls SET error = NULL, raw = NULL, records = NULL"
     " WHERE records && %s",
     "redo": "DELETE FROM redo WHERE record_id = ANY(%s)",
