@@ -28,7 +28,7 @@ log = get(__name__)
 STAGE = "personas"
 LOOK_SECONDS = 0.5
 _IDLE = timedelta(minutes=2)  # without an answer: nobody can say how long it will take
-_LATE = timedelta(seconds=10)  # a row may be seen so much later than it says
+_LATE = timedelta(seconds=60)  # a row may be seen so much later than it says
 
 # Ids begin with their kind, so communities are one range of the primary key. One that the stage
 # dropped (no posts), or that died, is not waited for.
