@@ -245,7 +245,7 @@ class Asker:
             self._buy(ask, _packed(task, missing, mine))
         finally:
             self._keep_failed(ask)
-            self._release(mine.keys() - ask.done.keys())
+            self._release(mine.keys())  # those that are settled are gone already
             requests.done(self._ledger, told.keys() & ask.done.keys())
         if claimed.theirs:
             answered |= self._ledger.answers(claimed.theirs)

@@ -86,6 +86,8 @@ def made(name: str, version: int, source: str) -> Prompt:
 
 def _json(value: Any) -> str:
     """Compact, and non-ASCII characters as they are: fewer tokens."""
+    if isinstance(value, jinja2.Undefined):
+        str(value)  # says which one it is
     if isinstance(value, Mapping):
         value = dict(value)
     return orjson.dumps(value).decode()
