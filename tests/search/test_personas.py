@@ -15,7 +15,7 @@ from headrace.forget import orders, sending, tables
 from headrace.forget.orders import Selection
 from headrace.graph import persona_id
 from headrace.models import embedding
-from headrace.search import collections
+from headrace.search import collections, marks
 from headrace.search.query import Filters, Searcher
 from headrace.search.versions import key
 from headrace.snapshots import creation, restoring
@@ -143,6 +143,7 @@ def test_they_leave_the_index_as_they_leave_the_tables(pictured: Pictured) -> No
     # A stage that begins anew.
     pictured.take(raw(database, 3), outcome(database, 3, result(space=pictured.space)))
     assert pictured.personas().keys() == {FIRST, SECOND}
+    marks.mark(database.connection, [COMMUNITY])
     for statement in (_MARK_NODES, *_DELETES):
         chosen = {"stages": ["personas"], "ids": [COMMUNITY]}
         database.connection.execute(statement.encode(), chosen)
