@@ -22,6 +22,7 @@ import orjson
 
 from headrace import config
 from headrace.config import Settings
+from headrace.llm.batches import courier
 from headrace.log import get
 from headrace.scheduling.attendance import Attendance, Duty, Trouble
 from headrace.scheduling.scheduler import Scheduler
@@ -161,6 +162,8 @@ class Supervisor:
             if self._waits_for_windows:
                 threading.Thread(target=self._attend, name="windows", daemon=True).start()
                 threading.Thread(target=self._schedule, name="scheduler", daemon=True).start()
+            if courier.wanted(self._settings, self._topology):
+                threading.Thread(target=self._carry, name="batches", daemon=True).start()
             try:
                 while code is None and not signals.stopping():
                     self._start_due()
@@ -350,6 +353,13 @@ class Supervisor:
             Scheduler(self._settings, self._topology).run(self._ended.wait)
         except Exception:
             log.exception("the scheduler has ended")
+
+    def _carry(self) -> None:
+        """Requests to language models and their answers, where any group asks by batches."""
+        try:
+            courier.Courier(self._settings, self._topology).serve(self._ended)
+        except Exception:
+            log.exception("batches are no longer carried")
 
     # -- what is left
 

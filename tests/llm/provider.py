@@ -351,6 +351,13 @@ class Provider:
 
     # -- batches
 
+    def listed(self, path: str) -> dict[str, Any]:
+        """Files or batches, newest first, which llmock does not list."""
+        found = batches._files if path.endswith("files") else batches._batches
+        hidden = ("content", "provider", "kind", "ready_at", "done")
+        rows = [{k: v for k, v in one.items() if k not in hidden} for one in found.values()]
+        return {"object": "list", "data": rows[::-1], "has_more": False}
+
     def finish(self, batch: dict[str, Any]) -> None:
         """Ends a batch as it was said to end; in place of llmock's own, which always completes."""
         if batch.get("done"):
@@ -484,7 +491,10 @@ class _Thin:
                     match=Match(path=path),
                 )
             )
-        start, answered = await self._inner(scope, raw, receive)
+        if scope["method"] == "GET" and path in ("/v1/files", "/v1/batches"):
+            start, answered = _ok(provider.listed(path))
+        else:
+            start, answered = await self._inner(scope, raw, receive)
         call.status = start["status"]
         if path == CHAT and call.status == 200:
             answered = json.dumps(provider.completion(call, step)).encode()
@@ -538,6 +548,12 @@ async def _drop(send: Any) -> None:
         }
     )
     await send({"type": "http.response.body", "body": b'{"id"', "more_body": True})
+
+
+def _ok(value: Any) -> tuple[Message, bytes]:
+    headers = [(b"content-type", b"application/json")]
+    start = {"type": "http.response.start", "status": 200, "headers": headers}
+    return start, json.dumps(value).encode()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ ORDER BY id LIMIT 1000
 """
 _ANSWERED = "UPDATE llm_requests SET state = 'answered', error = NULL WHERE id = %s"
 _AGAIN = """
-UPDATE llm_requests SET state = %s, round = round + 1, batch = NULL, call = NULL, error = %s
+UPDATE llm_requests SET state = %s, round = round + 1, call = NULL, error = %s
 WHERE id = %s
 """
 _COUNT = """

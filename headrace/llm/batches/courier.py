@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -32,6 +33,7 @@ from headrace.stream.topology import Topology
 
 log = get(__name__)
 
+_EVER = timedelta(days=36_500)
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace llm batches ' || current_schema()))"
 _BACK = """
 SELECT DISTINCT r.stage FROM llm_requests r WHERE r.state IN ('answered', 'direct')
@@ -218,3 +220,36 @@ def wanted(settings: Settings, topology: Topology) -> bool:
         for group in topology.stages()
         if group.paid
     )
+
+
+_UNANSWERED = """
+SELECT r.id, r.state, array_agg(i.key ORDER BY i.place), array_agg(i.record_id ORDER BY i.place),
+       array_agg(i."set" ORDER BY i.place), array_agg(i.part ORDER BY i.place)
+FROM llm_requests r JOIN llm_request_items i ON i.request = r.id
+WHERE r.batch = %s AND r.state IN ('waiting', 'direct', 'queued') AND r.body IS NOT NULL
+GROUP BY r.id ORDER BY r.id
+"""
+_ANEW = """
+UPDATE llm_requests SET state = 'waiting', round = 0, urgent = true
+WHERE id = %s AND state IN ('waiting', 'direct', 'queued')
+"""
+
+
+def resubmit(settings: Settings, batch: int, stage: str) -> int:
+    """Let what a batch left unanswered go with the next one; returns how many requests. What a
+    worker is asking for directly at this moment is left to it."""
+    chosen = 0
+    ledger = Ledger(settings, stage, COURIER)
+    try:
+        with postgres.connect(settings, autocommit=True) as connection:
+            for request, state, *columns in connection.execute(_UNANSWERED, [batch]).fetchall():
+                asked = [(bytes(key), *rest) for key, *rest in zip(*columns, strict=True)]
+                if state != "waiting":  # the claims of those are free, or a worker's
+                    mine = ledger.claim(asked, lease=_EVER).mine
+                    if len(mine) < len(asked):
+                        ledger.release(list(mine))
+                        continue
+                chosen += connection.execute(_ANEW, [request]).rowcount
+    finally:
+        ledger.close()
+    return chosen

@@ -34,7 +34,7 @@ METADATA = "headrace"  # the key under which a batch carries our name
 
 _OPEN = """
 SELECT stage, provider, model, count(*) AS requests, sum(bytes)::bigint AS bytes,
-       extract(epoch FROM now() - min(made_at))::float8 AS seconds
+       extract(epoch FROM now() - min(made_at))::float8 AS seconds, bool_or(urgent) AS urgent
 FROM llm_requests WHERE state = 'waiting' GROUP BY 1, 2, 3 ORDER BY min(made_at)
 """
 _NEXT = """
@@ -46,7 +46,9 @@ _MAKE = """
 INSERT INTO llm_batches (name, stage, provider, model, requests) VALUES (%s, %s, %s, %s, %s)
 RETURNING id
 """
-_TAKE = "UPDATE llm_requests SET state = 'sent', batch = %s WHERE id = ANY(%s)"
+_TAKE = """
+UPDATE llm_requests SET state = 'sent', batch = %s, urgent = false WHERE id = ANY(%s)
+"""
 _MAKING = "SELECT * FROM llm_batches WHERE state = 'making' ORDER BY id"
 
 # What was reserved when its row could not be told of it any more.
@@ -94,10 +96,12 @@ class Waiting(NamedTuple):
     requests: int
     bytes: int
     seconds: float
+    urgent: bool
 
     def due(self, llm: LLM) -> bool:
         return (
-            self.requests >= llm.batch_requests
+            self.urgent
+            or self.requests >= llm.batch_requests
             or self.bytes >= llm.batch_bytes
             or self.seconds >= llm.batch_age_seconds
         )

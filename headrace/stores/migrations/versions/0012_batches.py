@@ -47,6 +47,7 @@ CREATE TABLE llm_requests (
   output_tokens integer NOT NULL,
   cost numeric,
   round integer NOT NULL DEFAULT 0,
+  urgent boolean NOT NULL DEFAULT false,
   batch bigint,
   call bigint,
   error text,
@@ -86,6 +87,7 @@ COMMENTS: dict[str, str] = {
     "llm_requests.task": "Schema and packing, to read the answer by",
     "llm_requests.body": "What is sent; none once a record of it was forgotten",
     "llm_requests.round": "How many batches came back without an answer to it",
+    "llm_requests.urgent": "It is not to wait until its batch is full or old enough",
     "llm_requests.call": "Its row in llm_calls, once its cost is reserved",
     "llm_request_items": "What each request asks for",
 }

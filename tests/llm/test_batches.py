@@ -1,0 +1,263 @@
+"""The Batch API from both ends: a provider on loopback, requests and answers in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from headrace.llm.asking import Answered, Deferred, Failed, Item
+from headrace.llm.batches import courier as couriers
+from headrace.llm.batches.courier import Courier
+from headrace.stream import topology
+from tests.llm import desk, provider
+
+BATCH: dict[str, Any] = {"transport": {desk.STAGE: "batch"}, "batch_age_seconds": 0.001}
+
+
+class Killed(BaseException):
+    """As kill -9: nothing of ours runs after it."""
+
+
+class Office:
+    """One stage that asks by batches, and a courier that may be killed."""
+
+    def __init__(self, dsn: str, name: str, provider: Any, **llm: Any) -> None:
+        self.provider = provider
+        self.desk = desk.Desk(dsn, name, provider.url, **{**BATCH, **llm})
+        self.again: list[str] = []
+        self._numbers = 0
+
+    def items(self, count: int) -> list[Item]:
+        """New ones, of records that are stored."""
+        made = desk.many(count, self._numbers)
+        self._numbers += count
+        for item in made:
+            self.desk.sql(
+                "INSERT INTO records (id, kind, platform_id, topic, topic_id, partition,"
+                ' "offset", appended) VALUES (%s, \'post\', 1, \'t\', \'i\', 0, %s, 0)',
+                [item.record, int(item.record.rpartition("r")[2])],
+            )
+        return made
+
+    def ask(self, items: Sequence[Item], pack: int = 2) -> list[Any]:
+        """As a worker does that was started just now."""
+        asker = self.desk.asker()
+        try:
+            return list(asker.ask(desk.packed(pack), items))
+        finally:
+            asker.close()
+
+    def courier(self) -> Courier:
+        settings = self.desk.settings
+        return Courier(settings, topology.load(settings), self._queue)
+
+    def carry(self, looks: int = 1) -> None:
+        one = self.courier()
+        try:
+            for _ in range(looks):
+                assert one.look()
+        finally:
+            one.close()
+
+    def _queue(self, stage: str, records: Sequence[str]) -> None:
+        self.again += records
+
+    def batches(self) -> list[dict[str, Any]]:
+        """Those that the provider was given, oldest first."""
+        return [
+            call.body
+            for call in self.provider.others
+            if call.path == "/v1/batches" and call.body.get("input_file_id") and call.status == 200
+        ]
+
+    def states(self) -> dict[str, int]:
+        rows = self.desk.sql("SELECT state, count(*) FROM llm_requests GROUP BY 1")
+        return {str(state): int(count) for state, count in rows}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Any]:
+    with provider.serve() as p:
+        yield p
+
+
+@pytest.fixture
+def office(postgres: str, served: Any) -> Iterator[Callable[..., Office]]:
+    made: list[Office] = []
+    served.calls.clear()
+    served.others.clear()
+    served.judge = None
+    with desk.project(postgres) as name:
+
+        def make(**llm: Any) -> Office:
+            made.append(Office(postgres, name, served, **llm))
+            return made[-1]
+
+        yield make
+        for one in made:
+            one.desk.close()
+
+
+@contextmanager
+def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The statement of that number is the last: it is not made any more. Yields the count."""
+    count = [0]
+    execute = psycopg.Cursor.execute
+
+    def counted(self: Any, *args: Any, **more: Any) -> Any:
+        count[0] += 1
+        if count[0] >= number:
+            raise Killed
+        return execute(self, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(psycopg.Cursor, "execute", counted)
+        yield count
+
+
+def test_requests_come_back_as_answers_at_half_the_price(office: Callable[..., Office]) -> None:
+    here = office()
+    items = here.items(5)
+    assert here.ask(items) == [Deferred("batch")] * 5
+    assert here.ask(items) == [Deferred("batch")] * 5  # under way already: not asked twice
+    here.carry(2)
+    assert sorted(here.again) == sorted(item.record for item in items)
+    answers = here.ask(items)
+    assert all(isinstance(one, Answered) and not one.bought for one in answers)
+    assert len(here.batches()) == 1 and not here.provider.calls
+    assert here.states() == {}
+
+    (batch,) = here.desk.sql("SELECT sum(cost), sum(tokens) FROM llm_calls")
+    direct = office(transport={})
+    other = desk.items(*(str(item.content["text"]) for item in items), start=1000)
+    assert all(one.bought for one in direct.ask(other))
+    (now,) = here.desk.sql(
+        "SELECT sum(cost), sum(tokens) FROM llm_calls WHERE transport = 'direct'"
+    )
+    assert batch[1] == now[1] and batch[0] == now[0] / 2 > Decimal(0)
+
+
+def test_what_expires_goes_round_again(office: Callable[..., Office]) -> None:
+    here = office()
+    items = here.items(8)
+    here.provider.batch(provider.expired(0.5))
+    here.ask(items)
+    here.carry(2)
+    assert len(here.again) == 4
+    assert sum(isinstance(one, Answered) for one in here.ask(items)) == 4
+    here.carry(2)
+    assert all(isinstance(one, Answered) for one in here.ask(items))
+    assert len(here.batches()) == 2
+    rows = here.desk.sql("SELECT reason, state, cost > 0 FROM llm_calls ORDER BY id")
+    assert [row for row in rows if row[1] == "failed"] == [("first", "failed", False)] * 2
+    assert [row for row in rows if row[0] == "round 2"] == [("round 2", "answered", True)] * 2
+
+
+def test_after_so_many_rounds_it_is_asked_directly(office: Callable[..., Office]) -> None:
+    here = office(batch_rounds=2)
+    items = here.items(3)
+    here.provider.batch(provider.failed(), provider.cancelled())
+    here.ask(items)
+    here.carry(4)
+    assert sorted(here.again) == sorted(item.record for item in items)
+    assert here.states() == {"queued": 2}
+    answers = here.ask(items)
+    assert all(one.bought for one in answers)
+    assert here.states() == {} and len(here.batches()) == 2
+
+
+def test_a_request_that_is_refused_is_asked_directly_and_its_item_found(
+    office: Callable[..., Office],
+) -> None:
+    here = office()
+    items = [*here.items(2), *desk.items("poison", start=900)]
+    here.desk.sql(
+        "INSERT INTO records (id, kind, platform_id, topic, topic_id, partition,"
+        " \"offset\", appended) VALUES ('post:reddit:r900', 'post', 1, 't', 'i', 0, 900, 0)"
+    )
+    here.provider.judge = lambda call: provider.status(400) if "poison" in call.text else None
+    here.ask(items, pack=3)
+    here.carry(2)
+    outcomes = here.ask(items, pack=3)
+    assert [type(one) for one in outcomes] == [Answered, Answered, Failed]
+    assert here.states() == {}
+
+
+def test_a_spent_budget_lets_the_rest_wait(office: Callable[..., Office]) -> None:
+    here = office(daily_budget=0.0006)
+    items = here.items(8)
+    here.ask(items)
+    one = here.courier()
+    one.look()
+    one.look()
+    one.close()
+    told = here.states()
+    assert told["waiting"] > 0
+    assert 0 < sum(isinstance(a, Answered) for a in here.ask(items)) < 8
+    (spent,) = here.desk.sql("SELECT sum(cost) FROM llm_calls")[0]
+    assert spent <= Decimal("0.0006")
+
+
+def test_a_kill_at_any_step_submits_nothing_twice_and_loses_nothing(
+    office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = office()
+    number = 0
+    while True:
+        number += 1
+        items = here.items(4)
+        before = len(here.batches())
+        here.again.clear()
+        assert here.ask(items) == [Deferred("batch")] * 4
+        with killed_at(number, monkeypatch) as count:
+            one = here.courier()
+            with suppress(Killed):
+                one.look()
+                one.look()
+        one.close()
+        here.carry(2)
+        assert len(here.batches()) == before + 1, f"killed before statement {number}"
+        assert set(here.again) == {item.record for item in items}
+        assert all(isinstance(a, Answered) for a in here.ask(items))
+        assert here.states() == {}
+        if count[0] < number:
+            break
+    assert number > 20
+    # Each request was paid once, and the sums that budgets go by say so.
+    assert here.desk.sql("SELECT DISTINCT state FROM llm_calls") == [("answered",)]
+    (paid,) = here.desk.sql("SELECT sum(cost) FROM llm_calls")
+    assert here.desk.sql("SELECT spent FROM llm_spent WHERE scope LIKE 'day %'") == [paid]
+
+
+def test_an_answer_that_is_lost_on_its_way_is_found_again(office: Callable[..., Office]) -> None:
+    here = office()
+    items = here.items(2)
+    here.ask(items)
+    here.provider.script(provider.lost(), path="files")
+    here.provider.script(provider.lost(), path="batches")
+    one = here.courier()
+    for _ in range(6):
+        one.look()
+    one.close()
+    assert all(isinstance(a, Answered) for a in here.ask(items))
+    done = here.desk.sql("SELECT count(*) FROM llm_batches WHERE state = 'done'")
+    assert done == [(1,)]
+
+
+def test_resubmitted_requests_begin_at_the_first_round(office: Callable[..., Office]) -> None:
+    here = office(batch_rounds=1)
+    items = here.items(4)
+    here.provider.batch(provider.failed())
+    here.ask(items)
+    here.carry(2)
+    assert here.states() == {"queued": 2}
+    (batch,) = here.desk.sql("SELECT id FROM llm_batches")
+    assert couriers.resubmit(here.desk.settings, batch[0], desk.STAGE) == 2
+    assert here.ask(items) == [Deferred("batch")] * 4
+    here.carry(2)
+    assert all(isinstance(a, Answered) for a in here.ask(items))
