@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -204,7 +205,7 @@ class Reader:
             run = ""
             for header, content in _headers(message):
                 if header == CE_SOURCE:
-                    run = run_of(_printable(content))
+                    run = _run(content)
             place = Place(
                 topic_id(name),
                 message.partition(),  # type: ignore[arg-type]
@@ -557,6 +558,11 @@ def _printable(content: bytes | str | None) -> str:
     """A header's content as text that PostgreSQL takes."""
     text = content.decode(errors="replace") if isinstance(content, bytes) else content or ""
     return text.replace("\0", "\ufffd")
+
+
+@lru_cache(maxsize=256)
+def _run(source: bytes | str | None) -> str:
+    return run_of(_printable(source))
 
 
 def _headers(message: Message) -> list[tuple[str, bytes | str | None]]:

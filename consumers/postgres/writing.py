@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from itertools import starmap
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import orjson
 import psycopg
@@ -25,6 +27,9 @@ from headrace.slug import slug
 from headrace.stores import authors, scoring
 from headrace.stores.copying import NULL, copy, escaped
 from headrace.stores.dimensions import Dimension
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _NAME = 500  # characters of a name in dim_*
 _MOST_SKIPPED = 64  # batches
@@ -227,6 +232,11 @@ WHERE excluded.at > d.at
 """
 
 
+def _ordered(rows: Mapping[K, V]) -> list[tuple[K, V]]:
+    """By key, so that two workers never wait for each other in a circle."""
+    return sorted(rows.items(), key=itemgetter(0))
+
+
 class Eager:
     """Whether to COPY straight into a table in the hope that no key stands there yet.
 
@@ -239,9 +249,14 @@ class Eager:
         self._skip = 1
 
     def copy(
-        self, connection: psycopg.Connection, table: str, columns: Iterable[str], lines: list[str]
+        self,
+        connection: psycopg.Connection,
+        table: str,
+        columns: Iterable[str],
+        lines: Iterable[str],
     ) -> bool:
-        """True where the rows are in the table now; else nothing is changed."""
+        """True where the rows are in the table now; else nothing is changed. Lines that are made as
+        they are asked for are made while PostgreSQL works on those before."""
         if self._skipped > 0:
             self._skipped -= 1
             return False
@@ -332,10 +347,11 @@ class Writer:
             connection.execute(_EMPTY)
         if batch.records:
             self._hold_authors(connection, batch)
-            # By key, so that two workers never wait for each other in a circle.
-            lines = [self._record(key, batch.records[key]) for key in sorted(batch.records)]
-            if not self._eager_records.copy(connection, "records", RECORD, lines):
-                copy(connection, "incoming_records", RECORD, lines)
+            records = _ordered(batch.records)
+            if not self._eager_records.copy(
+                connection, "records", RECORD, starmap(self._record, records)
+            ):
+                copy(connection, "incoming_records", RECORD, starmap(self._record, records))
                 connection.execute(_UPSERT_RECORDS.encode())
         nodes: set[str] = set()
         if batch.outcomes:
@@ -381,10 +397,10 @@ class Writer:
     ) -> Mapping[tuple[str, str], State]:
         """Returns what stood of them before."""
         stood: Mapping[tuple[str, str], State] = {}
-        lines = [_outcome(came[key]) for key in sorted(came)]
         served: Iterable[State] = came.values()
-        if not self._eager_outcomes.copy(connection, "outcomes", OUTCOME, lines):
-            copy(connection, "incoming_outcomes", OUTCOME, lines)
+        ordered = [state for _, state in _ordered(came)]
+        if not self._eager_outcomes.copy(connection, "outcomes", OUTCOME, map(_outcome, ordered)):
+            copy(connection, "incoming_outcomes", OUTCOME, map(_outcome, ordered))
             inserted = connection.execute(_INSERT_OUTCOMES.encode()).fetchall()
             if len(inserted) < len(came):
                 rest = came.keys() - set(inserted)

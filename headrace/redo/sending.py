@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Self
@@ -138,7 +139,9 @@ class Sender:
         self.close()
 
     def close(self) -> None:
-        self.connection.close()  # and with it the lock
+        with suppress(psycopg.Error):  # at once, for who comes next; else when the session ends
+            self.connection.execute("SELECT pg_advisory_unlock_all()")
+        self.connection.close()
         self.admin.close()
 
     def resend(self, tell: Callable[[int], object] = lambda done: None) -> Sent:

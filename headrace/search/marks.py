@@ -10,10 +10,9 @@ import psycopg
 
 from headrace.config import Settings
 from headrace.stores import postgres
+from headrace.stores.copying import copy, escaped
 
 SHARDS = 8  # as the table's generated column has them
-
-_MARK = "INSERT INTO search_dirty (record_id) SELECT unnest(%s::text[])"
 
 _WAITING = """
 SELECT count(*), count(*) FILTER (WHERE rebuild), min(marked_at), now(),
@@ -42,7 +41,7 @@ class Waiting:
 def mark(connection: psycopg.Connection, records: Collection[str]) -> None:
     """Have records projected again; call it in the transaction that changes them."""
     if records:
-        connection.execute(_MARK, [list(records)])
+        copy(connection, "search_dirty", ["record_id"], map(escaped, records))
 
 
 def waiting(connection: psycopg.Connection) -> Waiting:
