@@ -284,14 +284,18 @@ def _community_line(row: dict[str, Any]) -> str:
         parts.append(f"{row['outcome']}: {row['reason']}")
     elif row["outcome"] is None:
         parts.append("not done yet")
-    return lines.plain(f"{reading.title(row)}  ({row['id']})  {', '.join(parts)}")
+    return _columns(reading.title(row), f"({row['id']})", ", ".join(parts))
 
 
 def _persona_line(row: Mapping[str, Any]) -> str:
     marks = [name for name in ("locked", "edited") if row[name]]
-    shown = f"  [{', '.join(marks)}]" if marks else ""
+    shown = [f"[{', '.join(marks)}]"] if marks else []
     about = f"{row['name']}, {row['age_range']}, {row['occupation']}"
-    return lines.plain(f"{row['id'].removeprefix('persona:')}  {about}{shown}")
+    return _columns(row["id"].removeprefix("persona:"), about, *shown)
+
+
+def _columns(*parts: str) -> str:
+    return "  ".join(map(lines.plain, parts))
 
 
 def _show_community(told: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ locksmith|pins and tumblers|lost keys
 puppet theatre director|marionettes|empty seats
 """.strip().splitlines()
 
-_MADE = re.compile(r"^- .+, (?:\d\d-\d\d|65\+), ", re.MULTILINE)
+_NAMED = re.compile(r"^- Person (\d+) ", re.MULTILINE)
 
 
 def answer(asked: Asked) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def answer(asked: Asked) -> dict[str, Any]:
     if "personas" in properties:
         wanted = properties["personas"]
         ids = wanted["items"]["properties"]["evidence"]["items"]["enum"]
-        start = len(_MADE.findall(asked.call.prompt))
-        count = wanted["minItems"]
-        found["personas"] = [persona(start + number, ids) for number in range(count)]
+        named = set(map(int, _NAMED.findall(asked.call.prompt)))
+        free = (kind for kind in range(len(_KINDS)) if kind not in named)
+        found["personas"] = [persona(next(free), ids) for _ in range(wanted["minItems"])]
     return found
 
 

@@ -64,6 +64,7 @@ class Made:
             }
         )
         self.offset = 0
+        self.offsets: dict[str, int] = {}  # of each community's newest revision
         self.stops = False
 
     def community(self, slug: str, posts: int = 3) -> Record:
@@ -75,6 +76,7 @@ class Made:
         value = {"id": id, "kind": "community", "platform": "reddit", "name": slug, "slug": slug,
                  "posts": posts, "best_posts": best}  # fmt: skip
         self.offset += 1
+        self.offsets[id] = self.offset
         self.database.write([
             self.database.message("raw.communities", id, value, (), self.offset, self.offset),
             *(self.database.raw(f"{slug}{n}", 1000 * self.offset + n) for n in range(3)),
@@ -100,7 +102,8 @@ class Made:
         return dict(made.result)
 
     def store(self, record: Record, result: dict[str, Any]) -> None:
-        self.database.write([outcome(self.database, self.offset, result, community=record.id)])
+        root = self.offsets[record.id]
+        self.database.write([outcome(self.database, root, result, community=record.id)])
 
     def say(self, *words: str, exit_code: int = 0) -> str:
         done = CliRunner().invoke(commands.personas, words, obj=lambda: self.settings,
@@ -259,7 +262,6 @@ def test_check_tells_what_is_wrong(made: Made) -> None:
     first |= {"evidence": ["post:reddit:gone"], "age_range": "old"}
     second |= {"name": rest[0]["name"], "vector": rest[0]["vector"]}
     result["personas"] = [first, second, *rest[:-1]]
-    made.offset += 1
     made.store(record, result)
     told = made.say("check", "apple", exit_code=1)
     for part in (
