@@ -39,7 +39,7 @@ class Office:
         for item in made:
             self.desk.sql(
                 "INSERT INTO records (id, kind, platform_id, topic, topic_id, partition,"
-                ' "offset", appended) VALUES (%s, \'post\', 1, \'t\', \'i\', 0, %s, 0)',
+                " \"offset\", appended) VALUES (%s, 'post', 1, 't', 'i', 0, %s, 0)",
                 [item.record, int(item.record.rpartition("r")[2])],
             )
         return made
