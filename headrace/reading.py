@@ -54,6 +54,8 @@ _RECORD: dict[str, tuple[LiteralString, pa.DataType]] = {
     "extra": ("((r.value::jsonb)->'extra')::text", pa.string()),
     "ingested_at": ("r.ingested_at", _MOMENT),
     "updated_at": ("r.updated_at", _MOMENT),
+    "score": ("s.weighted", pa.float64()),
+    "scores": ("s.scores::text", pa.string()),
 }
 _FROM: LiteralString = """
 FROM records r
@@ -61,6 +63,7 @@ JOIN dim_platform p ON p.id = r.platform_id
 LEFT JOIN dim_author a ON a.id = r.author_id
 LEFT JOIN dim_community c ON c.id = r.community_id
 LEFT JOIN dim_run d ON d.id = r.run_id
+LEFT JOIN scores s ON s.record_id = r.id
 WHERE r.id > %(after)s AND NOT r.deleted AND r.kind <> 'community'
 """
 _OF_PLATFORM: LiteralString = " AND r.platform_id = %(platform)s"

@@ -100,7 +100,7 @@ def test_publish_run_read(world: World):
     assert len(posts) == len(shown) == 25
     for row in shown:
         mine = posts[row["id"]]
-        for name in ("metrics", "labels", "extra"):
+        for name in ("metrics", "labels", "extra", "scores"):
             assert orjson.loads(mine[name] or "null") == orjson.loads(row.pop(name) or "null")
         hashtags = row.pop("hashtags")
         assert mine["hashtags"] == (None if hashtags is None else orjson.loads(hashtags))
