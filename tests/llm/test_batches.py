@@ -147,10 +147,10 @@ def test_what_expires_goes_round_again(office: Callable[..., Office]) -> None:
     items = here.items(8)
     here.provider.batch(provider.expired(0.5))
     here.ask(items)
-    here.carry(2)
+    here.carry()
     assert len(here.again) == 4
     assert sum(isinstance(one, Answered) for one in here.ask(items)) == 4
-    here.carry(2)
+    here.carry()
     assert all(isinstance(one, Answered) for one in here.ask(items))
     assert len(here.batches()) == 2
     rows = here.desk.sql("SELECT reason, state, cost > 0 FROM llm_calls ORDER BY id")

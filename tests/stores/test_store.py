@@ -210,6 +210,7 @@ def test_coverage_adds_up_and_levels_follow_it(database: Database) -> None:
     assert rows == [
         ("embeddings", 20, 0, 0, 0, 20, 0),
         ("entities", 20, 0, 0, 0, 20, 0),
+        ("scores", 20, 0, 0, 0, 20, 0),
         ("sentiment", 20, 12, 4, 2, 2, 0.75),
         ("sentiment_ml", 20, 0, 0, 0, 20, 0),
         ("text", 20, 20, 0, 0, 0, 1),

@@ -129,15 +129,18 @@ class Courier:
             if of.provider != endpoint.named(self._settings).provider or not of.due(llm):
                 continue
             while submission.make(connection, llm, of, self._settings.project):
-                for batch in submission.making(connection):
-                    self._send(connection, batch)
+                sent = [self._send(connection, batch) for batch in submission.making(connection)]
+                if not all(sent):
+                    break
 
-    def _send(self, connection: psycopg.Connection, batch: Any) -> None:
-        with self._noted(connection, batch):
+    def _send(self, connection: psycopg.Connection, batch: Any) -> bool:
+        """Whether the batch is with the provider, or there was nothing to send of it."""
+        with self._noted(connection, batch) as noted:
             client = self._asked()
             ledger = self._ledger(batch.stage)
             with client.errors():
                 submission.submit(connection, ledger, client.openai, self._settings.llm, batch)
+        return not noted
 
     def _collect(self, connection: psycopg.Connection) -> None:
         for batch in collection.sent(connection):
@@ -172,11 +175,13 @@ class Courier:
     # -- what they need
 
     @contextmanager
-    def _noted(self, connection: psycopg.Connection, batch: Any) -> Iterator[None]:
-        """What a batch fails with stands beside it; the others go on."""
+    def _noted(self, connection: psycopg.Connection, batch: Any) -> Iterator[list[Exception]]:
+        """What a batch fails with stands beside it, and is told; the others go on."""
+        noted: list[Exception] = []
         try:
-            yield
+            yield noted
         except (Passing, Refused, Pause, Retry, HeadraceError) as error:
+            noted.append(error)
             connection.execute(
                 "UPDATE llm_batches SET error = %s WHERE id = %s", [str(error)[:300], batch.id]
             )
