@@ -231,7 +231,7 @@ def test_a_kill_at_any_step_submits_nothing_twice_and_loses_nothing(
     # Each request was paid once, and the sums that budgets go by say so.
     assert here.desk.sql("SELECT DISTINCT state FROM llm_calls") == [("answered",)]
     (paid,) = here.desk.sql("SELECT sum(cost) FROM llm_calls")
-    assert here.desk.sql("SELECT spent FROM llm_spent WHERE scope LIKE 'day %'") == [paid]
+    assert here.desk.sql("SELECT spent FROM llm_spent WHERE starts_with(scope, 'day ')") == [paid]
 
 
 def test_an_answer_that_is_lost_on_its_way_is_found_again(office: Callable[..., Office]) -> None:
