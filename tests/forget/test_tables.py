@@ -24,9 +24,8 @@ def test_nothing_late_brings_a_forgotten_record_back(database: Database) -> None
         ]
     )
     order = order_of(database, Selection(ids=("post:reddit:a",)))
-    assert tables.found(database.connection, order) == {
-        "records": 1, "outcomes": 4, "entity_mentions": 1, "vectors": 1, "redo": 0,
-    }  # fmt: skip
+    found = {name: n for name, n in tables.found(database.connection, order).items() if n}
+    assert found == {"records": 1, "outcomes": 4, "entity_mentions": 1, "vectors": 1}
     database.write([database.raw("a", 5, deleted=True), database.outcome("a", 1, "entities")])
     tables.empty(database.connection, order)
     tables.empty(database.connection, order)
