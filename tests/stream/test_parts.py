@@ -22,8 +22,13 @@ TEXTS = [
     "Das Wetter ist heute wirklich schön in München", "saya suka makan nasi goreng sekali hari ini",
     "@maria look https://example.org/a?b=1 #battery #Microsoft", "not bad, not good", "\u202eabc",
 ]  # fmt: skip
-# Those that read raw records; others have their own test in tests/models.
-SHIPPED = [group.short for group in topology.load(Settings()).stages() if group.reads[0].is_raw]
+# Those that read raw records; others have their own test in tests/models. What a language model
+# answers may differ with what stands beside it: its recorded answer stands.
+SHIPPED = [
+    group.short
+    for group in topology.load(Settings()).stages()
+    if group.reads[0].is_raw and not group.paid
+]
 
 
 @pytest.fixture(scope="module")
