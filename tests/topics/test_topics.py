@@ -121,7 +121,7 @@ def test_the_command_shows_the_difference_and_a_dry_run_changes_nothing(world):
 
     listed = json.loads(world.command("topics", "list", "--json").stdout)
     raw = next(row for row in listed if row["topic"] == name)
-    assert raw["readers"] == ["text", "entities", "sentiment", "embeddings", "postgres"]
+    assert raw["readers"] == ["text", "entities", "sentiment", "embeddings", "scores", "postgres"]
 
     alter(world, retain("enriched.text", "1 day"))
     refused = world.command("topics", "apply", check=False)

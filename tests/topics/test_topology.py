@@ -54,7 +54,7 @@ def test_the_map_is_read_whole(tmp_path):
     assert map_.stage_of(map_.topic("enriched.text")) is text
     assert map_.group_of(map_.topic("text.dlt")) is text
     readers = shorts(map_.readers_of(raw))
-    assert readers == ["text", "entities", "sentiment", "embeddings", "postgres"]
+    assert readers == ["text", "entities", "sentiment", "embeddings", "scores", "postgres"]
     assert map_.by_name("else.raw.posts.reddit") is None
     assert shorts(map_.mode(None)) == list(map_.groups)
     with pytest.raises(HeadraceError, match="group txt is not known; there are: text, entities"):
