@@ -150,7 +150,7 @@ class Collector:
         whole = len(good) == len(asked)
         reply = Reply(took, gave, cached, cost, request_id=str(body.get("id") or "") or None)
         self._ledger.adopt(row.call, asked)
-        # What is missing or wrong stays claimed, and is asked for with its records directly.
+        # What is missing or wrong is given free, and asked for directly with its records.
         reasons = {} if whole else {asked[place][0]: why for place, why in read.bad.items()}
         self._ledger.settle(row.call, reply, good, reasons, raw=None if whole else text)
         if whole:
@@ -164,12 +164,13 @@ class Collector:
 
     def _again(self, batch: Any, row: Any, why: str, *, direct: bool = False) -> None:
         """Nothing came of it: its cost is given back, and it waits for the next batch."""
+        asked = items(self._connection, row.id)
         if row.call is not None:
-            self._ledger.adopt(row.call, items(self._connection, row.id))
+            self._ledger.adopt(row.call, asked)
             self._ledger.unsent(row.call, why, down=False)
         last = direct or row.round + 1 >= self._settings.llm.batch_rounds
         if last:
-            self._ledger.release([item[0] for item in items(self._connection, row.id)])
+            self._ledger.release([item[0] for item in asked])
         self._connection.execute(_AGAIN, ["direct" if last else "waiting", why, row.id])
         self._connection.execute(_COUNT, [0, 1, batch.id])
 
