@@ -228,6 +228,18 @@ class LLM(Section):
     batch_poll_seconds: Seconds = 30.0
     batch_price: Share = 0.5  # of a direct call's
 
+    @field_validator("base_url", "api_key", mode="before")
+    @classmethod
+    def _is_one_word(cls, value: Any) -> Any:
+        """What is pasted often brings a line break along; blank is not set."""
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not isinstance(text, str):
+            return value
+        text = text.strip()
+        if not all("!" <= sign <= "~" for sign in text):
+            raise ValueError("holds a blank or a character that none can have: copy it once more")
+        return text or None
+
     @property
     def configured(self) -> bool:
         """Whether there is another model than the embedded one."""
@@ -414,7 +426,8 @@ def load(flags: Mapping[str, Any] | None = None) -> Settings:
         first = error.errors(include_url=False)[0]
         found = known_location(values, first["loc"])
         origin = _origin(origins, tuple(str(part) for part in found))
-        message = "is not usable" if _is_secret(found) else explain(first, Settings)
+        told = first["type"] == "value_error" or not _is_secret(found)  # in words of our own
+        message = explain(first, Settings) if told else "is not usable"
         if origin is None:
             raise document.error(found, message) from None
         raise ConfigError(f"{origin} ({dotted(found)}): {message}") from None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from headrace.config import Settings
 from headrace.errors import Pause
@@ -30,6 +31,14 @@ _CONNECT_SECONDS = 10.0
 _LONGEST_HOLD = 3600.0
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _SHOWN = 200
+_NO_MODEL = re.compile(
+    r"\bmodel\b.{0,80}\b(not found|(does )?not exist|not a valid|unknown)"
+    r"|\b(invalid|unknown|no such) model\b|\bnot a valid model",
+    re.IGNORECASE | re.DOTALL,
+)
+_UNREACHED = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+_SYSTEM = re.compile(r"^\[Errno -?\d+\] ")
+_CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (.*?)( \(_ssl\.c:\d+\))?$")
 
 
 @dataclass(frozen=True)
@@ -90,11 +99,13 @@ class Client:
             raise ValueError("the endpoint has no address yet")
         llm = settings.llm
         self._endpoint = endpoint
+        self._key = endpoint.key.get_secret_value() if endpoint.key else ""
+        self._fields = ("response_format", "json_schema", "temperature", *llm.request)
         local = beyond(endpoint.host) is None
         self.openai = openai.OpenAI(
             # A local endpoint mostly needs no key, but the client insists on one; and without an
             # address of ours it would take one from the environment.
-            api_key=endpoint.key.get_secret_value() if endpoint.key else "none",
+            api_key=self._key or "none",
             base_url=endpoint.base_url,
             timeout=llm.timeout_seconds,
             max_retries=0,  # each try is admitted and written down
@@ -130,7 +141,8 @@ class Client:
         except openai.APIConnectionError as error:  # time-outs too
             raise self._broken(error, time.monotonic() - began) from None
         except (openai.APIResponseValidationError, ValueError, TypeError, AttributeError) as error:
-            raise Passing(f"{self.where} gave no completion: {_line(error)}", billed=True) from None
+            said = self._line(error)
+            raise Passing(f"{self.where} gave no completion: {said}", billed=True) from None
 
     def close(self) -> None:
         self.openai.close()
@@ -164,11 +176,19 @@ class Client:
         cause = error.__cause__
         if isinstance(cause, Pause):  # our own look at where it goes
             return cause
-        if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout"):
-            return Passing(f"{self.where} cannot be reached: {_line(cause)}")
+        said = self._line(cause or error)
+        if found := _CERTIFICATE.search(said):
+            return Pause(
+                f"llm: the certificate of {self.where} is not trusted ({found[1]}): look at "
+                "llm.base_url, or name its authority's file in SSL_CERT_FILE"
+            )
+        if "WRONG_VERSION_NUMBER" in said:
+            return Pause(f"llm: {self.where} does not speak TLS: write http:// in llm.base_url")
+        if type(cause).__name__ in _UNREACHED:
+            return Passing(f"{self.where} cannot be reached: {_SYSTEM.sub('', said)}")
         if isinstance(error, openai.APITimeoutError):
             return Passing(f"{self.where} gave no answer within {seconds:.0f} s", billed=True)
-        return Passing(f"{self.where} ended the connection: {_line(cause or error)}", billed=True)
+        return Passing(f"{self.where} ended the connection: {said}", billed=True)
 
     def _sorted(self, error: openai.APIStatusError) -> Exception:
         status, code = error.status_code, error.code
@@ -192,20 +212,47 @@ class Client:
                 f"llm: the key for {self.where} {what} ({said}): set llm.api_key "
                 "(HEADRACE_LLM__API_KEY)"
             )
-        if status == 404 or code in ("model_not_found", "invalid_model"):
+        told = self._said(error)
+        if (
+            code in ("model_not_found", "invalid_model")
+            or error.type == "invalid_model"
+            or (status in (400, 404, 422) and _NO_MODEL.search(told))
+        ):
             return Pause(
-                f"llm: {self.where} knows no model {self._endpoint.model} ({said}): look at "
-                "llm.model and llm.base_url"
+                f"llm: {self.where} knows no model {self._endpoint.model} ({said}): correct "
+                "llm.model"
+            )
+        if status == 404:
+            path = urlsplit(self._endpoint.base_url or "").path or "/"
+            return Pause(
+                f"llm: {self.where} has nothing at {path}, or no model {self._endpoint.model} "
+                f"({said}): look at llm.base_url (most end with /v1) and llm.model"
             )
         if status in (400, 413, 422):
-            parameter = error.param if isinstance(error.param, str) else None
-            if parameter and not parameter.startswith(("messages", "input", "prompt")):
+            if parameter := self._refused_field(error, told):
                 return Pause(
                     f"llm: {self.where} does not take {parameter} as it is sent ({said}): "
-                    f"{_said(error)}; look at llm.temperature and llm.request"
+                    f"{told}; look at llm.temperature and llm.request"
                 )
-            return Refused(f"{said}: {_said(error)}")
+            return Refused(f"{said}: {told}")
         return Pause(f"llm: {self.where} answers with {said}: look at llm.base_url")
+
+    def _refused_field(self, error: openai.APIStatusError, told: str) -> str | None:
+        """The field of a request that is refused whatever it asks, if it is that."""
+        parameter = error.param if isinstance(error.param, str) else None
+        if parameter:
+            return None if parameter.startswith(("messages", "input", "prompt")) else parameter
+        return next((name for name in self._fields if re.search(rf"\b{name}\b", told)), None)
+
+    def _said(self, error: openai.APIStatusError) -> str:
+        body = error.body
+        return self._line(body.get("message") or error if isinstance(body, dict) else error)
+
+    def _line(self, error: object) -> str:
+        """The first line of what went wrong; never the key, which some providers repeat."""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        line = lines[0].replace(self._key, "***") if self._key else lines[0]
+        return line[:_SHOWN]
 
 
 def retry_after(headers: Headers) -> float | None:
@@ -274,12 +321,3 @@ def _timeout(seconds: float) -> Any:
     import httpx2
 
     return httpx2.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
-
-
-def _said(error: openai.APIStatusError) -> str:
-    body = error.body
-    return _line(body.get("message") or error if isinstance(body, dict) else error)
-
-
-def _line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN]
