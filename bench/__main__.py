@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from bench import embeddings, harness, memory, publishing, reading, search, store, throughput
+from bench import embeddings, harness, llm, memory, publishing, reading, search, store, throughput
 from bench.harness import Figure, Goal
 from bench.rig import rig
 
-PARTS = ("publish", "throughput", "store", "embeddings", "search", "read", "memory")
+PARTS = ("publish", "throughput", "store", "embeddings", "search", "read", "llm", "memory")
 
 
 @click.command()
@@ -42,6 +42,8 @@ def main(only: str | None, rounds: int, quick: bool, objects: int, path: Path | 
                 found = search.measure(on, objects // scale, rounds)
             elif part == "read":
                 found = reading.measure(on, tuple(size // scale for size in reading.SIZES))
+            elif part == "llm":
+                found = llm.measure(on, 6_400 // scale, rounds)
             else:
                 found = memory.measure(on, tuple(size // scale for size in memory.SIZES))
             harness.print_figures(part, found[0])

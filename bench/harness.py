@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 import psutil
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from rich.console import Console
 from rich.table import Table
@@ -65,12 +65,13 @@ class Figure:
 
     def show(self) -> str:
         low, high = min(self.readings), max(self.readings)
-        return f"{self.median:,.0f} ({low:,.0f} to {high:,.0f})"
+        digits = 0 if high >= 100 else 1
+        return f"{self.median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 @dataclass(slots=True)
 class Goal:
-    """A ratio of two figures of one run, and the least (or most) that it should be."""
+    """A ratio of two figures of one run (or one figure), and the least or most it should be."""
 
     what: str
     ratio: float
@@ -177,6 +178,11 @@ def fill(bootstrap: str, topic: str, count: int, start: int = 0) -> None:
 
 def append_times(bootstrap: str, topic: str, partitions: int = PARTITIONS) -> list[int]:
     """Sorted append times in milliseconds of every committed message."""
+    return sorted(m.timestamp()[1] for m in messages(bootstrap, topic, partitions))
+
+
+def messages(bootstrap: str, topic: str, partitions: int = PARTITIONS) -> Iterator[Message]:
+    """Every committed message."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -187,17 +193,15 @@ def append_times(bootstrap: str, topic: str, partitions: int = PARTITIONS) -> li
         }
     )
     consumer.assign([TopicPartition(topic, number, 0) for number in range(partitions)])
-    times: list[int] = []
     ended = 0
     while ended < partitions:
         for message in consumer.consume(10_000, 1.0):
             error = message.error()
             if error is None:
-                times.append(message.timestamp()[1])
+                yield message
             elif error.code() == KafkaError._PARTITION_EOF:
                 ended += 1
     consumer.close()
-    return sorted(times)
 
 
 def rate(times: Sequence[int]) -> float:

@@ -1,0 +1,426 @@
+"""What asking a language model takes besides the model, and what is left when things go wrong.
+
+A made-up provider answers on loopback, as slowly as it is told and in the ways that it is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import psycopg
+from pydantic import SecretStr
+
+from bench import harness
+from bench.chaos import workers
+from bench.harness import Figure, Goal
+from bench.rig import CLONE, Rig, environment
+from consumers.scores.stage import schema
+from headrace.config import Settings
+from headrace.llm import asking, packing, prompts
+from headrace.llm.asking import Answered, Deferred, Item, Task
+from headrace.llm.batches import requests
+from headrace.llm.batches.courier import Courier
+from headrace.llm.ledger import Admitted, Ledger, Planned, Reply
+from headrace.servers import LocalServer
+from headrace.servers.guard import throwaway_folder
+from headrace.stores import postgres
+from headrace.stream import topology
+from headrace.stream.stage import Context
+from tests.llm import provider
+from tests.llm.provider import Call, Provider, Step
+
+STAGE = "scores"
+WORKERS = 4
+SECONDS = 1.0  # that the provider of the group takes
+TOGETHER = 20  # items in a call of the ledger's measurement, as the stage has them
+CALLS = 150  # in each round of it
+WINDOW_CALLS = 5_000
+KILLS = 3
+PATIENCE_SECONDS = 240.0
+
+_Found = tuple[list[Figure], list[Goal]]
+
+
+def measure(rig: Rig, posts: int, rounds: int) -> tuple[list[Figure], list[Goal]]:
+    """`posts` go through the group; half as many meet the faults."""
+    parts = (bookkeeping(rig, rounds), group(rig, posts), batches(rig), faults(rig, posts // 2))
+    return [one for part in parts for one in part[0]], [one for part in parts for one in part[1]]
+
+
+# -- ledger and limiter
+
+
+@dataclass(frozen=True)
+class Books:
+    """A way to keep them: calls in the window beforehand, and the limits."""
+
+    name: str
+    before: int
+    limits: dict[str, int]
+
+
+BOOKS = (
+    Books("ledger and limiter", 0, {"requests_per_minute": 1_000}),
+    Books(f"{WINDOW_CALLS:,} in the window", WINDOW_CALLS, {"requests_per_minute": 10_000}),
+    Books(
+        f"{WINDOW_CALLS:,} in the window, tokens limited too",
+        WINDOW_CALLS,
+        {"requests_per_minute": 10_000, "tokens_per_minute": 100_000_000},
+    ),
+)
+
+_BEFORE = """
+INSERT INTO llm_calls (stage, provider, model, prompt, version, transport, reason, session, worker,
+  state, items, tokens, cost, priced, day, sent_at)
+SELECT 'scores', %s, 'm', 'p', 1, 'direct', 'first', '', 'w', 'answered', 1, 1000, 0, true,
+  current_date, clock_timestamp() - n * interval '50 seconds' / %s
+FROM generate_series(1, %s) AS n
+"""
+
+
+def bookkeeping(rig: Rig, rounds: int) -> _Found:
+    """Milliseconds of a call without the provider's, on a PostgreSQL that writes to disk."""
+    figures: list[Figure] = []
+    with throwaway_folder() as folder:
+        server = LocalServer("postgres", folder)
+        server.start()
+        try:
+            with replace(rig, dsn=str(server.address)).project() as settings:
+                for kept in BOOKS:
+                    names = (f"{kept.name}, a call", f"{kept.name}, 99 of 100 calls")
+                    median, most = (Figure(name, "ms") for name in names)
+                    for number in range(rounds):
+                        taken = _keep(_asking(settings, **kept.limits), kept.before, number)
+                        median.readings.append(statistics.median(taken))
+                        most.readings.append(statistics.quantiles(taken, n=100)[-1])
+                    _say(median, most)
+                    figures += [median, most]
+        finally:
+            server.kill()
+    return figures, [Goal("ledger and limiter, ms a call", figures[0].median, most=3.0)]
+
+
+def _keep(settings: Settings, before: int, number: int) -> list[float]:
+    ledger = Ledger(settings, STAGE, "bench-0")
+    with postgres.connect(settings, autocommit=True) as connection:
+        connection.execute("TRUNCATE llm_calls, llm_answers, llm_claims, llm_turns")
+        if before:
+            connection.execute(_BEFORE, [ledger.provider, before, before])
+        connection.execute("ANALYZE llm_calls")
+    try:
+        found = [_one(ledger, f"{number} {call}") for call in range(CALLS)]
+    finally:
+        ledger.close()
+    return found[CALLS // 10 :]  # the first ones connect and prepare
+
+
+def _one(ledger: Ledger, name: str) -> float:
+    """Milliseconds of all that an ask does for a call of its own."""
+    items = [
+        (hashlib.sha256(f"{name} {n}".encode()).digest(), f"post:reddit:{name} {n}", 1, "all")
+        for n in range(TOGETHER)
+    ]
+    keys = [item[0] for item in items]
+    cost = Decimal("0.001")
+    planned = Planned(
+        "gpt-4.1-mini", "direct", "first", keys, 2_000, 960, cost, prompt="scores", version=1
+    )
+    answers = {key: dict.fromkeys(("relevance", "urgency", "novelty"), 5.0) for key in keys}
+    began = time.perf_counter()
+    ledger.answers(keys)
+    requests.told(ledger, keys)
+    ledger.claim(items)
+    admitted = ledger.admit(planned)
+    assert isinstance(admitted, Admitted), admitted
+    ledger.settle(admitted.call, Reply(1_900, 900, cost=cost, seconds=1.0), answers)
+    ledger.release(keys)
+    return (time.perf_counter() - began) * 1000
+
+
+# -- a group of workers
+
+# By Little's law: what was in flight on average while all worked, by the time that a call took.
+_RATE = """
+WITH own AS (
+  SELECT min(sent_at) AS began, max(ended_at) AS ended FROM llm_calls GROUP BY worker
+), span AS (
+  SELECT max(began) AS began, min(ended) AS ended, count(*) AS workers FROM own
+), took AS (
+  SELECT extract(epoch FROM l.ended_at - l.sent_at) AS seconds,
+    greatest(extract(epoch FROM least(l.ended_at, s.ended) - greatest(l.sent_at, s.began)), 0)
+      AS inside
+  FROM llm_calls l, span s
+)
+SELECT workers, (sum(inside) / extract(epoch FROM ended - began) / avg(seconds))::float8
+FROM took, span GROUP BY workers, ended, began
+"""
+
+
+def group(rig: Rig, posts: int) -> _Found:
+    """Calls a second of `headrace run scores --workers 4`, from Kafka to Kafka, no limit set."""
+    with rig.project() as made, served(SECONDS) as url:
+        settings = _asking(made, url, requests_per_minute=0)
+        harness.fill(rig.bootstrap, f"{settings.project}.raw.posts.reddit", posts)
+        with _running(settings) as runner:
+            _end(runner)
+        with postgres.connect(settings, readonly=True) as connection:
+            ((count, rate),) = connection.execute(_RATE).fetchall()
+    if count != WORKERS:
+        raise RuntimeError(f"{count} of {WORKERS} workers asked")
+    figure = Figure(f"a group of {WORKERS} workers, {SECONDS:g} s a call", "calls/s", [rate])
+    _say(figure)
+    most = WORKERS * settings.llm.concurrency / SECONDS
+    return [figure], [Goal("the group to concurrency ÷ latency", rate / most, least=0.9)]
+
+
+@contextmanager
+def served(seconds: float) -> Iterator[str]:
+    """A provider in a process of its own: its address."""
+    words = [sys.executable, "-m", "tests.llm.provider", "--seconds", str(seconds)]
+    process = subprocess.Popen(words, cwd=CLONE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+@contextmanager
+def _running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    words = ["run", STAGE, "--only", "--workers", str(WORKERS), "--until-caught-up"]
+    log = settings.home / "run.log"
+    with log.open("wb") as output:
+        runner = subprocess.Popen(
+            [sys.executable, "-m", "headrace", *words],
+            env=environment(settings), cwd=CLONE, stdout=output, stderr=output,
+        )  # fmt: skip
+        try:
+            yield runner
+            if runner.returncode:
+                raise RuntimeError(
+                    f"the run ended with {runner.returncode}: {log.read_text()[-2000:]}"
+                )
+        finally:
+            if runner.poll() is None:
+                runner.terminate()
+            runner.wait(60)
+
+
+def _end(runner: subprocess.Popen[bytes]) -> None:
+    runner.wait(PATIENCE_SECONDS)
+
+
+# -- batches
+
+
+def batches(rig: Rig, count: int = 200) -> _Found:
+    """USD that the same posts cost by either way, as the ledger has them."""
+    names = list(Settings().scores.dimensions)
+    values = {"dimensions": dict.fromkeys(names, "Is it so?"), "scale": 10}
+    prompt = prompts.load("consumers.scores", "scores")
+    task = Task(prompt, schema(names), TOGETHER, 50, values=values)
+    items = [
+        Item(f"post:reddit:b{number}", "all", {"text": f"the {number}th of the posts"})
+        for number in range(count)
+    ]
+    with rig.project() as made, provider.serve() as p:
+        settings = _asking(
+            made, p.url, requests_per_minute=0,
+            transport={"by batch": "batch"}, batch_age_seconds=0.001,
+        )  # fmt: skip
+        by_batch, direct = (
+            asking.open(Context(settings, stage, worker="bench-0"))
+            for stage in ("by batch", "direct")
+        )
+        courier = Courier(settings, topology.load(settings), lambda stage, records: None)
+        try:
+            _all(direct.ask(task, items), Answered)
+            _all(by_batch.ask(task, items), Deferred)
+            for _ in range(2):
+                courier.look()
+            _all(by_batch.ask(task, items), Answered)
+        finally:
+            courier.close()
+            by_batch.close()
+            direct.close()
+        with postgres.connect(settings, readonly=True) as connection:
+            cost = dict(connection.execute("SELECT stage, sum(cost) FROM llm_calls GROUP BY stage"))
+            calls = connection.execute("SELECT count(*) FROM llm_calls").fetchone()
+    if calls != (2 * count // TOGETHER,):
+        raise RuntimeError(f"{calls} calls were made for {2 * count} answers")
+    ratio = float(cost["by batch"] / cost["direct"])
+    figures = [
+        Figure(f"{count} posts, {stage}", "USD/1000", [float(cost[stage]) * 1000])
+        for stage in ("direct", "by batch")
+    ]
+    _say(*figures)
+    return figures, [Goal("batch to direct cost in the ledger", ratio, most=0.5)]
+
+
+def _all(outcomes: Sequence[asking.Outcome], kind: type) -> None:
+    others = [one for one in outcomes if not isinstance(one, kind)]
+    if others:
+        raise RuntimeError(f"{len(others)} of {len(outcomes)} came otherwise: {others[0]}")
+
+
+# -- faults
+
+PACK = 5  # posts in a call here
+FAULT_SECONDS = 0.8  # that a call takes
+
+_SINCE = "SELECT count(DISTINCT worker) FROM llm_calls WHERE sent_at > to_timestamp(%s)"
+_STATES = "SELECT state, count(*) FROM llm_calls GROUP BY state"
+_SETTLED = "SELECT request_id FROM llm_calls WHERE state = 'answered'"
+_REPEATED = """
+SELECT count(DISTINCT l.id) FROM llm_calls l JOIN llm_calls r ON l.id = ANY (r.repeats)
+WHERE l.state = 'lost'
+"""
+
+
+def faults(rig: Rig, posts: int) -> _Found:
+    """Storms of 429, errors, time-outs, broken answers, and workers killed with kill -9."""
+    with rig.project() as made, provider.serve(seconds=FAULT_SECONDS) as p:
+        weather = Weather(p)
+        p.judge = weather.judge
+        settings = _asking(
+            made, p.url, requests_per_minute=0, timeout_seconds=4.0, retry_seconds=0.1,
+            retry_max_seconds=1.0, circuit_seconds=1.0,
+        )  # fmt: skip
+        settings = settings.model_copy(
+            update={
+                "scores": settings.scores.model_copy(update={"together": PACK}),
+                "processing": settings.processing.model_copy(update={"retry_max_seconds": 2.0}),
+            }
+        )
+        harness.fill(rig.bootstrap, f"{settings.project}.raw.posts.reddit", posts)
+        with _running(settings) as runner:
+            kills = _kill(settings, runner)
+            _end(runner)
+        outcomes = Counter[str]()
+        for message in harness.messages(rig.bootstrap, f"{settings.project}.enriched.scores"):
+            envelope = orjson.loads(message.value() or b"{}")
+            outcomes[envelope["id"]] += envelope["outcome"] == "ok"
+        with postgres.connect(settings, readonly=True) as connection:
+            states = dict(connection.execute(_STATES).fetchall())
+            settled = {name for (name,) in connection.execute(_SETTLED)}
+            (repeated,) = connection.execute(_REPEATED).fetchone() or (0,)
+    lost = states.get("lost", 0)
+    missing = posts - sum(count == 1 for count in outcomes.values())
+    bought = Counter[str]()
+    unsettled = 0
+    for call in weather.delivered():
+        if f"req_{call.number}" in settled:
+            bought.update(weather.answered(call))
+        else:
+            unsettled += 1
+    doubled = sum(bought.values()) - len(bought)
+    beyond = max(unsettled - lost, 0) + (lost - repeated) + states.get("sent", 0)
+    said = ", ".join(f"{count} {what}" for what, count in sorted(weather.met.items()))
+    print(f"{len(p.calls)} calls met {said}; {kills} workers were killed", file=sys.stderr)
+    print(
+        f"{missing} posts without one outcome, {doubled} answers bought twice, {beyond} calls"
+        f" beyond the {lost} in flight at a kill",
+        file=sys.stderr,
+    )
+    figures = [
+        Figure("lost or doubled under faults", "requests", [missing + doubled + beyond]),
+        Figure(f"in flight at {kills} kills, and asked again", "calls", [lost]),
+    ]
+    _say(*figures)
+    goal = Goal("requests lost or doubled under faults", missing + doubled + beyond, most=0)
+    return figures, [goal]
+
+
+class Weather:
+    """What calls meet, by their number: some of each, the same in every run."""
+
+    def __init__(self, served: Provider) -> None:
+        self.met: Counter[str] = Counter()
+        self._served = served
+        self._steps: dict[int, str] = {}
+        self._reading = packing.Reading(schema(list(Settings().scores.dimensions)), PACK)
+
+    def judge(self, call: Call) -> Step:
+        name, step = self._drawn(call)
+        self._steps[call.number] = name
+        self.met[name] += 1
+        return step
+
+    def _drawn(self, call: Call) -> tuple[str, Step]:
+        if call.number % 100 < 12:
+            return "429", provider.status(429, retry_after=0.3)
+        chance = random.Random(call.number).random()
+        # An answer that is broken twice is a dead letter by design: whole calls alone are broken.
+        whole = len(call.items) == PACK and len(call.body["messages"]) == 2
+        for name, share, step, broken in (
+            ("500", 0.04, provider.status(500), False),
+            ("503", 0.02, provider.status(503, retry_after=0.2), False),
+            ("time-outs", 0.03, provider.slow(8.0), False),
+            ("dropped connections", 0.02, provider.dropped(), False),
+            ("lost answers", 0.02, provider.lost(), False),
+            ("malformed", 0.05, provider.malformed(), True),
+            ("truncated", 0.03, provider.truncated(), True),
+            ("incomplete", 0.03, provider.left_out(2), True),
+        ):
+            if chance < share and (whole or not broken):
+                return name, step
+            chance -= share
+        return "good", Step()
+
+    def delivered(self) -> Iterator[Call]:
+        """Calls whose answer was sent whole, in time."""
+        never = ("time-outs", "dropped connections", "lost answers")
+        for call in self._served.calls:
+            if call.status == 200 and self._steps[call.number] not in never:
+                yield call
+
+    def answered(self, call: Call) -> list[str]:
+        """Texts of the items that it answers well."""
+        read = packing.read(self._reading, len(call.items), call.content or "")
+        return [orjson.dumps(call.items[place]["text"]).decode() for place in read.good]
+
+
+def _kill(settings: Settings, runner: subprocess.Popen[bytes]) -> int:
+    """kill -9 to a worker each time that all of them work; how many times."""
+    draw = random.Random(1)
+    killed, since = 0, 0.0
+    while killed < KILLS and runner.poll() is None:
+        time.sleep(0.3)
+        with suppress(psycopg.Error), postgres.connect(settings, readonly=True) as connection:
+            if connection.execute(_SINCE, [since]).fetchone() != (WORKERS,):
+                continue
+            pids = workers(runner, STAGE)
+            time.sleep(draw.uniform(0.0, FAULT_SECONDS))
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(draw.choice(pids), signal.SIGKILL)
+                killed += 1
+            since = time.time()
+    return killed
+
+
+# -- what they share
+
+
+def _asking(settings: Settings, url: str = "http://127.0.0.1:9/v1", **llm: Any) -> Settings:
+    told = {"base_url": url, "api_key": SecretStr("nobody's"), **llm}
+    return settings.model_copy(update={"llm": settings.llm.model_copy(update=told)})
+
+
+def _say(*figures: Figure) -> None:
+    for figure in figures:
+        print(f"llm: {figure.name}: {figure.show()} {figure.unit}", file=sys.stderr, flush=True)
