@@ -3,23 +3,28 @@
 A made-up provider answers on loopback, so that calls, tokens and kills can be counted: once the
 whole way undisturbed, once with the worker killed at random. Both must store the same, and the
 calls that came on top must be those in flight at a kill. Exit status 1 if not.
+
+`--workers 1,2,4 --seconds 3 --limit 50` measures instead how long the same takes with so many
+workers, answers of so many seconds and so many calls a minute.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 from pydantic import SecretStr
 
+from bench.harness import append_times
 from bench.real import Checks, command
 from bench.rig import CLONE, Rig, environment, rig
 from headrace.config import Settings
@@ -52,13 +57,14 @@ class Run:
     tables: dict[str, list[tuple[Any, ...]]]
     arrived: int  # calls that the provider saw
     states: dict[str, int]
-    reasons: dict[str, int]
     extra: list[tuple[int, str, int]]  # lost call, what it was of, the call that repeats it
     embedded: list[int]  # texts of each embedding batch
     commits: int
-    input_tokens: int = 0
-    output_tokens: int = 0
-    lines: list[str] = field(default_factory=list)
+    input_tokens: int
+    output_tokens: int
+    lines: list[str]
+    began: list[float]  # when each call arrived …
+    ended: list[float]  # … and was answered
 
 
 @click.command()
@@ -67,17 +73,37 @@ class Run:
 @click.option("--seconds", default=0.3, show_default=True, help="That each answer takes.")
 @click.option("--posts", default=50, show_default=True, help="Rows of each file.")
 @click.option("--seed", default=1, show_default=True)
-def main(data: Path, kills: int, seconds: float, posts: int, seed: int) -> None:
+@click.option("--workers", help="Instead: how long it takes with so many, as 1,2,4.")
+@click.option("--limit", default=0, help="Calls a minute, of all workers; 0: no limit.")
+def main(
+    data: Path,
+    kills: int,
+    seconds: float,
+    posts: int,
+    seed: int,
+    workers: str | None,
+    limit: int,
+) -> None:
     """Make personas of the communities in DATA/*.csv (Reddit's)."""
     files = sorted(data.glob("*.csv"))
-    checks = Checks()
     with rig() as on, provider.serve(seconds=seconds, keep=False) as served:
         served.answer = answer
-        plain = whole(on, served, files, posts, [])
-        draw = random.Random(seed)
+        whole = Whole(on, served, files, posts, limit)
+        if workers:
+            scale(whole, [int(number) for number in workers.split(",")])
+            return
+        plain = whole.run()
         calls = len(plain.tables["communities"]) * 5
-        moments = sorted(draw.sample(range(1, calls), min(kills, calls - 1)))
-        killed = whole(on, served, files, posts, moments)
+        draw = random.Random(seed)
+        kills = min(kills, calls // 3)
+        moments = sorted(draw.sample(range(1, calls, 3), kills))
+        killed = whole.run([(moment, draw.uniform(0, 1.5 * seconds)) for moment in moments])
+    sys.exit(0 if hold(files, plain, killed, calls, kills) else 1)
+
+
+def hold(files: list[Path], plain: Run, killed: Run, calls: int, kills: int) -> bool:
+    """Whether all is as it must be; tells each point."""
+    checks = Checks()
     communities = len(plain.tables["communities"])
     personas = len(plain.tables["personas"])
     for line in plain.lines[:8] + plain.lines[-3:]:
@@ -93,72 +119,121 @@ def main(data: Path, kills: int, seconds: float, posts: int, seed: int) -> None:
     relationships = len(plain.tables["relationships"])
     checks.say(relationships == personas, f"{relationships} relationships")
     for name, rows in plain.tables.items():
-        checks.say(rows == killed.tables[name], f"{name} the same after {len(moments)} kills")
+        same = rows == killed.tables[name]
+        checks.say(same, f"{name}: {len(rows)} rows, the same after {kills} kills")
     lost = killed.states.get("lost", 0)
     checks.say(killed.states.get("answered") == calls, f"{calls} answers, each bought once")
-    checks.say(len(killed.extra) == lost, f"{lost} calls in flight at a kill, each asked again:")
+    checks.say(len(killed.extra) == lost <= kills, f"{lost} in flight at a kill, each asked again:")
     for call, part, again in killed.extra:
         print(f"      call {call} of {part} is repeated by call {again}")
     checks.say(
         calls <= killed.arrived <= calls + lost,
         f"{killed.arrived} calls arrived: {calls} and at most those {lost}",
     )
+    checks.say(killed.commits == communities, f"{killed.commits} commits after {kills} kills")
     print(f"undisturbed {plain.seconds:.0f} s, with kills {killed.seconds:.0f} s")
     costs(plain, calls, personas)
-    sys.exit(1 if checks.failed else 0)
+    return not checks.failed
 
 
-def whole(on: Rig, served: Provider, files: list[Path], posts: int, moments: list[int]) -> Run:
-    """Publish and make everything; the worker is killed when so many answers are there."""
-    with on.project() as made:
-        settings = _with_model(made, served)
-        before = len(served.calls)
-        for words in (["--kind", "communities"], []):
-            names = list(map(str, files))
-            done = command(
-                settings, "publish", "--platform", "reddit", *words, "--limit", str(posts), *names
+def scale(whole: Whole, numbers: list[int]) -> None:
+    """How long all calls take by workers, from the first that arrives to the last answer."""
+    print("| workers | calls | took | calls a minute | most in a minute |\n|---|---|---|---|---|")
+    for number in numbers:
+        run = whole.run(workers=number)
+        took = run.ended[-1] - run.ended[0] + whole.served.seconds
+        most = max(sum(at <= one < at + 60 for one in run.began) for at in run.began)
+        print(
+            f"| {number} | {run.arrived} | {took:.0f} s | {60 * run.arrived / took:.0f} | {most} |",
+            flush=True,
+        )
+
+
+@dataclass
+class Whole:
+    """Publishing and making everything, in a project of its own each time."""
+
+    on: Rig
+    served: Provider
+    files: list[Path]
+    posts: int
+    limit: int = 0
+
+    def run(self, kills: Sequence[tuple[int, float]] = (), workers: int = 1) -> Run:
+        """`kills`: the worker is killed so many seconds after so many answers are there."""
+        with self.on.project() as made, ExitStack() as stack:
+            settings = self._settings(made)
+            before = len(self.served.calls)
+            self._publish(settings)
+            log = self.on.folder / f"{settings.project}.log"
+            output = stack.enter_context(log.open("wb"))
+            connection = stack.enter_context(
+                postgres.connect(settings, readonly=True, autocommit=True)
             )
-            if done.returncode:
-                raise click.ClickException(done.stderr[-2000:])
-        log = on.folder / f"{settings.project}.log"
-        began = time.monotonic()
-        with log.open("wb") as output, started(settings, output, "postgres"):
-            _until(lambda: _one(settings, _COMMUNITIES) == len(files))
-            for moment in moments:
+
+            def one(query: str) -> int:
+                row = connection.execute(query.encode()).fetchone()
+                return int(row[0]) if row else 0
+
+            began = time.monotonic()
+            stack.enter_context(started(settings, output, "postgres"))
+            _until(lambda: one(_COMMUNITIES) == len(self.files))
+            for answers, seconds in kills:
                 with started(settings, output, "personas", "--now"):
-                    _until(lambda m=moment: _one(settings, _ANSWERS) >= m)
-            with started(settings, output, "personas", "--now"):
-                _until(lambda: _one(settings, _DONE) == len(files))
-        seconds = time.monotonic() - began
-        told = [line for line in log.read_text().splitlines() if " info " in line]
-        texts = [
-            int(line.split("embedded ")[1].split()[0])
-            for line in log.read_text().splitlines()
-            if "embedded " in line
-        ]
-        with postgres.connect(settings, readonly=True) as connection:
+                    _until(lambda n=answers: one(_ANSWERS) >= n)
+                    time.sleep(seconds)
+            for _ in range(workers):
+                stack.enter_context(started(settings, output, "personas", "--now"))
+            _until(lambda: one(_DONE) == len(self.files))
+            seconds = time.monotonic() - began
+            told = log.read_text().splitlines()
             ask = connection.execute
-            tokens = ask(
-                "SELECT sum(input_tokens)::bigint, sum(output_tokens)::bigint FROM llm_calls"
-                " WHERE state = 'answered'"
-            ).fetchone()
+            tokens = ask(_TOKENS).fetchone() or (0, 0)
+            calls = self.served.calls[before:]
             return Run(
                 seconds,
                 {name: ask(query.encode()).fetchall() for name, query in _TABLES.items()},
-                len(served.calls) - before,
+                len(calls),
                 dict(ask("SELECT state, count(*) FROM llm_calls GROUP BY 1").fetchall()),
-                dict(ask("SELECT reason, count(*) FROM llm_calls GROUP BY 1").fetchall()),
-                ask(_EXTRA).fetchall(),
-                texts,
-                _one(settings, _DONE),
-                *(tokens or (0, 0)),
-                lines=[line.split(" info ", 1)[1].strip() for line in told if _is_for_people(line)],
+                ask(_EXTRA.encode()).fetchall(),
+                [int(found[1]) for line in told if (found := _EMBEDDED.search(line))],
+                len(append_times(self.on.bootstrap, f"{settings.project}.enriched.personas")),
+                tokens[0],
+                tokens[1],
+                [line.split(" info ", 1)[-1].strip() for line in told if _is_for_people(line)],
+                sorted(call.at for call in calls),
+                sorted(call.ended for call in calls if call.ended),
             )
 
+    def _publish(self, settings: Settings) -> None:
+        names = list(map(str, self.files))
+        for words in (["--kind", "communities"], []):
+            done = command(
+                settings, "publish", "--platform", "reddit", *words,
+                "--limit", str(self.posts), *names,
+            )  # fmt: skip
+            if done.returncode:
+                raise click.ClickException(done.stderr[-2000:])
 
+    def _settings(self, settings: Settings) -> Settings:
+        llm = settings.llm.model_copy(
+            update={
+                "base_url": self.served.url,
+                "api_key": SecretStr("nobody's"),
+                "requests_per_minute": self.limit,
+            }
+        )
+        log = settings.log.model_copy(update={"level": "debug"})
+        return settings.model_copy(update={"llm": llm, "log": log})
+
+
+_EMBEDDED = re.compile(r"embedded (\d+) texts")
 _COMMUNITIES = "SELECT count(*) FROM records WHERE kind = 'community'"
 _ANSWERS = "SELECT count(*) FROM llm_answers"
 _DONE = "SELECT count(*) FROM outcomes WHERE stage = 'personas' AND outcome = 'ok'"
+_TOKENS = b"""
+SELECT sum(input_tokens)::bigint, sum(output_tokens)::bigint FROM llm_calls WHERE state = 'answered'
+"""
 _EXTRA = """
 SELECT l.id, coalesce(string_agg(a.record_id || ' ' || a.part, ', '), '?'), r.id
 FROM llm_calls l
@@ -207,26 +282,8 @@ def started(settings: Settings, output: Any, *words: str) -> Iterator[None]:
         process.wait(30)
 
 
-def _with_model(settings: Settings, served: Provider) -> Settings:
-    llm = settings.llm.model_copy(
-        update={
-            "base_url": served.url,
-            "api_key": SecretStr("nobody's"),
-            "requests_per_minute": None,
-        }
-    )
-    log = settings.log.model_copy(update={"level": "debug"})
-    return settings.model_copy(update={"llm": llm, "log": log})
-
-
 def _is_for_people(line: str) -> bool:
     return any(word in line for word in ("[Community", "Batch ", "✓ ", "Progress: "))
-
-
-def _one(settings: Settings, query: str) -> int:
-    with postgres.connect(settings, readonly=True) as connection:
-        row = connection.execute(query.encode()).fetchone()
-    return int(row[0]) if row else 0
 
 
 def _until(condition: Callable[[], bool]) -> None:

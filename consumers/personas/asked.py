@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from consumers.personas.making import AGES, Body, Call, Draft, Entry
 
 PERSONA_TOKENS = 260  # of an answer, by estimate
 PROFILE_TOKENS = 200
+_LEAST = 2  # characters of a text
 
 _FACTS = ("name", "description", "posts", "authors", "comments", "first_at", "last_at")
 _MADE = ("name", "age_range", "occupation", "interests")
@@ -36,45 +38,73 @@ def content(
     }
 
 
-def schema(call: Call, posts: Sequence[Body], *, exact: bool) -> dict[str, Any]:
-    """JSON Schema of an answer. `exact`: as it is sent, with as many of everything as is wanted;
-    else as an answer is held to it: what falls short is asked for again, not the whole answer."""
+@dataclass(frozen=True)
+class Limits:
+    """How much an answer may hold. `exact`: as many of everything as is wanted. `brief`: the least
+    of that, for a model that writes until it is stopped, and slowly."""
+
+    exact: bool
+    brief: bool = False
+
+    def text(self, description: str, most: int) -> dict[str, Any]:
+        if self.brief:
+            most = max(24, most // 3)
+        size = {"minLength": _LEAST, "maxLength": most} if self.exact else {}
+        return {"type": "string", "description": description} | size
+
+    def texts(self, description: str, most: int, size: tuple[int, int]) -> dict[str, Any]:
+        return self.array(self.text("", most), description, size)
+
+    def array(
+        self, items: dict[str, Any], description: str, size: tuple[int, int]
+    ) -> dict[str, Any]:
+        least, most = size
+        limits = {"minItems": least, "maxItems": least if self.brief else most}
+        held = limits if self.exact else {}
+        return {"type": "array", "description": description, "items": items} | held
+
+    def object(self, properties: dict[str, Any]) -> dict[str, Any]:
+        closed = {"additionalProperties": False} if self.exact else {}
+        return {"type": "object", "properties": properties, "required": list(properties)} | closed
+
+
+HELD = Limits(exact=False)  # what falls short is asked for again, not the whole answer
+
+
+def schema(call: Call, posts: Sequence[Body], limits: Limits) -> dict[str, Any]:
+    """JSON Schema of an answer, as it is sent or as an answer is held to it."""
     properties: dict[str, Any] = {}
     if call.profile:
-        properties["community"] = _object(
+        properties["community"] = limits.object(
             {
-                "about": _text("Two or three sentences.", 600, exact),
-                "tone": _text("One sentence.", 200, exact),
-                "themes": _list("Short phrases, most important first.", 60, (4, 8), exact),
-            },
-            exact,
+                "about": limits.text("Two or three sentences.", 600),
+                "tone": limits.text("One sentence.", 200),
+                "themes": limits.texts("Short phrases, most important first.", 60, (4, 8)),
+            }
         )
     if call.count:
-        properties["personas"] = _array(
-            _object(
+        properties["personas"] = limits.array(
+            limits.object(
                 {
-                    "evidence": _array(
+                    "evidence": limits.array(
                         {"type": "string", "enum": [post["id"] for post in posts]},
                         "Ids of posts that speak for this persona.",
                         (1, min(3, len(posts))),
-                        exact,
                     ),
-                    "name": _text("First name and initial of the last name.", 40, exact),
+                    "name": limits.text("First name and initial of the last name.", 40),
                     "age_range": {"type": "string", "enum": list(AGES)},
-                    "occupation": _text("In particular.", 90, exact),
-                    "interests": _list("As the community names them.", 60, (3, 6), exact),
-                    "goals": _list("What this person wants.", 120, (2, 4), exact),
-                    "frustrations": _list("What stands in the way.", 120, (2, 4), exact),
-                    "tone_of_voice": _text("One sentence.", 200, exact),
-                    "typical_posts": _list("In this person's own voice.", 300, (2, 3), exact),
-                },
-                exact,
+                    "occupation": limits.text("In particular.", 90),
+                    "interests": limits.texts("As the community names them.", 60, (3, 6)),
+                    "goals": limits.texts("What this person wants.", 120, (2, 4)),
+                    "frustrations": limits.texts("What stands in the way.", 120, (2, 4)),
+                    "tone_of_voice": limits.text("One sentence.", 200),
+                    "typical_posts": limits.texts("In this person's own voice.", 300, (2, 3)),
+                }
             ),
             "As many as are asked for.",
             (call.count, call.count),
-            exact,
         )
-    return _object(properties, exact)
+    return limits.object(properties)
 
 
 def tokens(call: Call) -> int:
@@ -84,26 +114,3 @@ def tokens(call: Call) -> int:
 
 def _some(entry: Entry, names: Sequence[str]) -> Body:
     return {name: entry.body[name] for name in names}
-
-
-def _object(properties: dict[str, Any], exact: bool) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-    } | ({"additionalProperties": False} if exact else {})
-
-
-def _text(description: str, most: int, exact: bool) -> dict[str, Any]:
-    return {"type": "string", "description": description} | ({"maxLength": most} if exact else {})
-
-
-def _list(description: str, most: int, size: tuple[int, int], exact: bool) -> dict[str, Any]:
-    return _array(_text("", most, exact), description, size, exact)
-
-
-def _array(
-    items: dict[str, Any], description: str, size: tuple[int, int], exact: bool
-) -> dict[str, Any]:
-    limits = {"minItems": size[0], "maxItems": size[1]} if exact else {}
-    return {"type": "array", "description": description, "items": items} | limits

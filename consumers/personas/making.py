@@ -101,10 +101,11 @@ class Draft:
         return sorted(self.entries, key=lambda entry: entry.place)
 
     def again(self, pairs: Sequence[Pair]) -> Call | None:
-        """What is asked for these near-duplicates; None where they stand now."""
+        """What is asked for these near-duplicates, as many as a call makes; None where they stand
+        now."""
         if not pairs or self.rounds >= self.plan.again:
             return None
-        ordered = sorted(pairs, key=lambda pair: pair.later.place)
+        ordered = sorted(pairs, key=lambda pair: pair.later.place)[: self.plan.together]
         places = " ".join(str(pair.later.place) for pair in ordered)
         number = self.rounds + 1
         return Call(

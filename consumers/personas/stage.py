@@ -17,7 +17,7 @@ from consumers.personas import asked, making, watching
 from consumers.personas.making import Body, Call, Draft, Pair, Plan
 from headrace.config import Settings
 from headrace.graph import persona_id
-from headrace.llm import asking, prompts
+from headrace.llm import asking, endpoint, prompts
 from headrace.llm.asking import Asker
 from headrace.llm.ledger import Order
 from headrace.llm.prompts import Prompt
@@ -53,6 +53,7 @@ class Personas:
         own = settings.personas
         self._plan = Plan(own.count, own.together, own.similarity, own.again)
         self._posts = own.posts
+        self._wanted = asked.Limits(exact=True, brief=endpoint.named(settings).embedded)
         self._asker = asker
         self._prompt = prompt
         self._model = model
@@ -114,8 +115,8 @@ class Personas:
     def _task(self, posts: Sequence[Body], call: Call) -> asking.Task:
         return asking.Task(
             self._prompt,
-            schema=asked.schema(call, posts, exact=False),
-            wanted=asked.schema(call, posts, exact=True),
+            schema=asked.schema(call, posts, asked.HELD),
+            wanted=asked.schema(call, posts, self._wanted),
             output_tokens=asked.tokens(call),
         )
 
@@ -169,10 +170,12 @@ class Personas:
             own = {"id": id, "vector": vector(making.text_of(entry.body)), "evidence": evidence}
             return {**entry.body, **own}
 
+        # Not only the model in force: answers that were there may be another's.
+        models = self._asker.models(record.id, set, self._prompt)
         return {
             "set": set,
             "changed": changed,
-            "model": self._asker.model,
+            "model": ", ".join(models) or self._asker.model,
             "community": {
                 "name": record.value["name"],
                 **(draft.profile or {}),

@@ -109,7 +109,7 @@ ORDER BY o.stored_at, o.record_id
 
 
 def standing(connection: psycopg.Connection, settings: Settings) -> tuple[Standing, bool]:
-    """How far it is, and whether every community has its outcome."""
+    """How far it is, and whether there are communities and each has its outcome."""
     row = connection.execute(_STANDING.encode(), parameters(settings)).fetchone()
     assert row is not None
     communities, begun, personas, planned, calls, calls_planned, cost, gap, idle, answered = row
@@ -117,7 +117,7 @@ def standing(connection: psycopg.Connection, settings: Settings) -> tuple[Standi
     if gap is not None and idle < max(_IDLE, timedelta(seconds=5 * gap)):
         left = timedelta(seconds=gap) * (calls_planned - calls)
     found = Standing(communities, begun, personas, planned, calls, calls_planned, cost, left)
-    return found, answered >= communities
+    return found, 0 < communities <= answered
 
 
 def parameters(settings: Settings) -> dict[str, Any]:

@@ -199,6 +199,10 @@ class Asker:
         """Answers by part of a record's set by this version of a prompt, whatever was asked."""
         return self._ledger.kept(record, set, prompt)
 
+    def models(self, record: str, set: int, prompt: Prompt) -> list[str]:
+        """Whose answers these are."""
+        return self._ledger.models(record, set, prompt)
+
     def order(self, record: str) -> Order:
         """Which set of the record is in force."""
         return self._ledger.order(record)

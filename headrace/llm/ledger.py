@@ -62,7 +62,7 @@ _UNSENT = (
     " %(down)s, %(billed)s, %(hold)s::interval, %(failures)s, %(open)s)"
 )
 _KEPT = """
-SELECT DISTINCT ON (part) part, answer FROM llm_answers
+SELECT DISTINCT ON (part) part, answer, model FROM llm_answers
 WHERE record_id = %s AND stage = %s AND "set" = %s AND prompt = %s AND version = %s
 ORDER BY part, at DESC, call DESC
 """
@@ -190,6 +190,11 @@ class Ledger:
         asked: the newest of each."""
         asked = [record, self.stage, set, prompt.name, prompt.version]
         return {row["part"]: row["answer"] for row in self._ask(_KEPT, asked)}
+
+    def models(self, record: str, set: int, prompt: Prompted) -> list[str]:
+        """Who gave the answers of `kept`."""
+        asked = [record, self.stage, set, prompt.name, prompt.version]
+        return sorted({row["model"] for row in self._ask(_KEPT, asked)})
 
     def order(self, record: str) -> Order:
         rows = self._ask(_ORDER, [self.stage, record])

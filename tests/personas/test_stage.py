@@ -42,6 +42,9 @@ class Memory:
     def kept(self, record: str, set: int, prompt: Prompt) -> dict[str, dict[str, Any]]:
         return {part: value for (number, part), value in self.by_part.items() if number == set}
 
+    def models(self, record: str, set: int, prompt: Prompt) -> list[str]:
+        return ["made-up", "older"]
+
     def known(self, task: asking.Task, item: asking.Item) -> bool:
         return repr((item.set, item.content)) in self.by_content
 
@@ -107,6 +110,7 @@ def test_a_community_becomes_a_whole_set() -> None:
     assert outcome.kind == "ok" and result is not None
     assert [item.part for item in asker.asked] == [f"{n}/5" for n in range(1, 6)]
     assert model.batches == [51], "one batch a community"
+    assert result["model"] == "made-up, older"
     assert result["set"] == 1 and result["changed"] is False and result["kept"] == []
     ids = [one["id"] for one in result["personas"]]
     assert ids == [f"persona:reddit:technology:1-{n:02d}" for n in range(1, 51)]
@@ -270,14 +274,13 @@ def test_an_answer_may_name_no_other_post() -> None:
     draft = making.draft(making.Plan(2, 2, 0.9, 0), [], {})
     assert draft.missing is not None
     posts = making.shown(community().value, "reddit", 10)
-    for exact in (True, False):
-        schema = asked.schema(draft.missing, posts, exact=exact)
-        validator = schemas.compiled(schema)
+    for limits in (asked.HELD, asked.Limits(exact=True), asked.Limits(exact=True, brief=True)):
+        validator = schemas.compiled(asked.schema(draft.missing, posts, limits))
         full = {"personas": [persona(n, evidence=["1"]) for n in range(2)], "community": PROFILE}
-        full["personas"][0]["interests"] = full["personas"][1]["interests"] = ["a", "b", "c"]
+        full["personas"][0]["interests"] = full["personas"][1]["interests"] = ["aa", "bb", "cc"]
         for one in full["personas"]:
-            one["goals"] = one["frustrations"] = one["typical_posts"] = ["a", "b"]
-        full["community"] = {**PROFILE, "themes": ["a", "b", "c", "d"]}
+            one["goals"] = one["frustrations"] = one["typical_posts"] = ["aa", "bb"]
+        full["community"] = {**PROFILE, "themes": ["aa", "bb", "cc", "dd"]}
         assert validator.is_valid(full)
         full["personas"][1]["evidence"] = ["7"]
         assert not validator.is_valid(full)
