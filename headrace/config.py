@@ -230,15 +230,17 @@ class LLM(Section):
 
     @field_validator("base_url", "api_key", mode="before")
     @classmethod
-    def _is_one_word(cls, value: Any) -> Any:
+    def _is_bare(cls, value: Any) -> Any:
         """What is pasted often brings a line break along; blank is not set."""
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if not isinstance(text, str):
-            return value
-        text = text.strip()
-        if not all("!" <= sign <= "~" for sign in text):
-            raise ValueError("holds a blank or a character that none can have: copy it once more")
-        return text or None
+        return text.strip() or None if isinstance(text, str) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_one_word(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not all("!" <= sign <= "~" for sign in value.get_secret_value()):
+            raise ValueError("holds a blank or a character that no key has: copy it once more")
+        return value
 
     @property
     def configured(self) -> bool:

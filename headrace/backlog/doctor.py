@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import psycopg
@@ -19,8 +20,10 @@ from headrace import platforms as platform_files
 from headrace.backlog import database, reach, receipts
 from headrace.backlog.lag import Reader
 from headrace.backlog.model import GroupLag
+from headrace.backlog.report import span
 from headrace.config import Settings
 from headrace.errors import ConfigError, HeadraceError
+from headrace.llm import standing
 from headrace.schedule import duration_text
 from headrace.scheduling import report as schedules
 from headrace.search import collections, compare, marks
@@ -120,6 +123,7 @@ def examine(settings: Settings) -> Diagnosis:
                 found += _forgetting(connection)
                 found += _unsent(connection)
                 found += _graph(connection)
+                found += _asking(connection, settings)
         except (HeadraceError, psycopg.Error) as error:
             found.append(_unreachable("PostgreSQL", error))
         else:
@@ -484,6 +488,38 @@ def _graph(connection: psycopg.Connection) -> Iterator[Finding]:
                 f"{count:,} {fault}",
                 "this is a fault of the program: report it; a new answer of the stage mends it",
             )
+
+
+_EMBEDDED = """
+SELECT stage, sum(items)::bigint FROM llm_calls
+WHERE provider = 'embedded' AND transport = 'direct' AND state = 'answered' GROUP BY 1 ORDER BY 1
+"""
+
+
+def _asking(connection: psycopg.Connection, settings: Settings) -> Iterator[Finding]:
+    """What keeps groups from asking a language model, and whose answers there are."""
+    for problem in standing.problems(settings):
+        yield Finding("llm", problem, "correct the setting, and start the groups that ask again")
+    for group, one in standing.refused(connection, settings).items():
+        age = span((datetime.now(UTC) - one.at).total_seconds())
+        do = "what the line says, and start it again; the other groups go on meanwhile"
+        if one.budget:
+            do = "nothing, or a higher budget; `headrace llm cost` tells where the money went"
+        elif one.reason.startswith("circuit: "):
+            do = "nothing: it goes on by itself when the provider is back"
+        yield Finding(
+            "llm",
+            f"{group} could not ask {age} ago: {one.reason}",
+            do,
+            level="note" if one.budget or one.reason.startswith("circuit: ") else "finding",
+        )
+    for stage, count in connection.execute(_EMBEDDED).fetchall():
+        yield Finding(
+            "llm",
+            f"{stage}: {count:,} answers are the embedded model's, for trying out",
+            "set llm.base_url or llm.api_key for real ones (docs/llm.md)",
+            level="note",
+        )
 
 
 def _forgetting(connection: psycopg.Connection) -> Iterator[Finding]:

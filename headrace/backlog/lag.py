@@ -139,7 +139,7 @@ class Reader:
             samples.append(
                 GroupLag(
                     short, group.name, group.kind, when, rows, count,
-                    at_ms=now, rest=rests.get(short), refused=refused.get(short, ""),
+                    at_ms=now, rest=rests.get(short), refused=refused.get(short),
                 )
             )  # fmt: skip
         if times:
@@ -158,8 +158,8 @@ class Reader:
                 found.append(lag)
         return found
 
-    def _refused(self, groups: Iterable[str]) -> dict[str, str]:
-        """By group, which budget holds its calls of a language model back."""
+    def _refused(self, groups: Iterable[str]) -> dict[str, standing.Refused]:
+        """By group, what holds its calls of a language model back."""
         if not any(self.topology.group(short).paid for short in groups):
             return {}
         try:

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from headrace.llm.standing import Refused
     from headrace.scheduling.report import Rest
 
 STALL_SECONDS = 60.0  # default of `--stall-after`
@@ -27,6 +28,7 @@ class State(StrEnum):
     DONE = "DONE"
     WAITING = "WAITING"
     WAITING_BUDGET = "WAITING_BUDGET"
+    PAUSED = "PAUSED"
     SCHEDULED = "SCHEDULED"
     RUNNING = "RUNNING"
     DISABLED = "DISABLED"
@@ -94,7 +96,7 @@ class GroupLag:
 
     `members` is None where it was not asked; `window` is the seconds that rates were taken over;
     `rest` is when a group with a schedule works, None where it has none or nobody could tell;
-    `refused` is why its last call of a language model was not sent, if a budget was spent.
+    `refused` is why its last call of a language model was not sent, or brought nothing.
     """
 
     group: str
@@ -108,7 +110,7 @@ class GroupLag:
     state: State = State.NOT_STARTED
     reason: str = ""
     rest: Rest | None = None
-    refused: str = ""
+    refused: Refused | None = None
 
     @property
     def subscribed(self) -> tuple[PartitionLag, ...]:
@@ -247,7 +249,8 @@ def _judge(group: GroupLag, ahead: list[GroupLag], stall_seconds: float) -> tupl
         return state, "no topic is subscribed to now"
     idle = group.members == 0
     if group.refused and group.backlog and not idle:
-        return State.WAITING_BUDGET, group.refused
+        state = State.WAITING_BUDGET if group.refused.budget else State.PAUSED
+        return state, group.refused.reason
     if group.rest is not None and group.rest.open:
         if idle:
             return State.STOPPED, "a window of it is open, and it has no member"

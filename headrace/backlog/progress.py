@@ -8,7 +8,7 @@ down, and all of the records only when every offset is passed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 import psycopg
@@ -18,6 +18,7 @@ from headrace.backlog.receipts import Receipt, Where
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.llm import cost as costs
+from headrace.llm import standing
 from headrace.stores import postgres
 from headrace.stream.topology import Topology
 
@@ -54,6 +55,7 @@ class Step:
 class Progress:
     """superseded  records of the run that a newer revision has replaced; None if not known
     calls, cost    of language models, for the run's records; cost in USD
+    waits  why groups that have not passed all of the run ask no language model now
     """
 
     receipt: Receipt
@@ -61,6 +63,7 @@ class Progress:
     superseded: int | None = None
     calls: int = 0
     cost: Decimal = Decimal(0)
+    waits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> int:
@@ -84,6 +87,7 @@ class Progress:
             "continued_by": receipt.superseded,
             "steps": [step.as_dict() for step in self.steps],
             **({"calls": self.calls, "cost": float(self.cost)} if self.calls else {}),
+            **({"waits": dict(self.waits)} if self.waits else {}),
         }
 
 
@@ -143,13 +147,17 @@ def superseded(settings: Settings, progress: Progress) -> int | None:
 
 
 def paid(settings: Settings, progress: Progress) -> Progress:
-    """With what language models were asked for the run; nothing without PostgreSQL."""
+    """With what language models were asked for the run, and why they are not asked now; nothing
+    without PostgreSQL."""
+    behind = {step.group for step in progress.steps if step.passed < step.records}
     try:
         with postgres.connect(settings, readonly=True) as connection:
             calls, cost = costs.of_run(connection, progress.receipt.run)
+            refused = standing.refused(connection, settings)
     except (HeadraceError, psycopg.Error):
         return progress
-    return replace(progress, calls=calls, cost=cost)
+    waits = {group: one.reason for group, one in refused.items() if group in behind}
+    return replace(progress, calls=calls, cost=cost, waits=waits)
 
 
 def _passed_raw(

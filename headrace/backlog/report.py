@@ -37,6 +37,7 @@ COLOURS = {
     State.DONE: "green",
     State.WAITING: "yellow",
     State.WAITING_BUDGET: "yellow",
+    State.PAUSED: "bold yellow",
     State.SCHEDULED: "blue",
     State.RUNNING: "cyan",
     State.DISABLED: "dim",
@@ -239,6 +240,7 @@ def progress_text(progress: Progress) -> str:
         lines.append(
             f"Cost: {usd(progress.cost)} for {progress.calls:,} call{plural} of language models"
         )
+    lines += [f"Waits: {group}: {reason}" for group, reason in progress.waits.items()]
     if progress.superseded:
         lines.append(
             f"{_records(progress.superseded)} superseded: a newer revision stands in their place"

@@ -80,7 +80,7 @@ PLAIN_TABLES = {
     "llm_batches": "ids and counts of batches, and what the provider says of them",
     "llm_request_items": "ids",
     "llm_providers": "what a provider's servers said of being down",
-    "llm_refusals": "names of groups, and sums of money",
+    "llm_refusals": "names of groups, sums of money, what an endpoint says of settings",
     "llm_spent": "days, sessions and sums of money",
     "llm_turns": "hashes, and names of groups",
     "offsets": "positions",

@@ -22,6 +22,10 @@ WAIT = 20.0  # the longest that a worker is told to wait; then it asks again, an
 LEASE = 60.0  # a claim outlives the time-out of a call by so many seconds
 
 
+class Spent(Pause):
+    """A budget is spent, and the ledger has noted it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A call that is about to be sent.
@@ -117,7 +121,7 @@ def read(row: Mapping[str, Any], settings: Settings, stage: str, provider: str) 
         raise Retry(1.0, "another worker has taken over what this one was about to ask")
     if kind in ("day", "session"):
         budget = llm.daily_budget if kind == "day" else llm.max_cost
-        raise Pause(refusal(kind, row["used"], _usd(budget) or Decimal(0), settings))
+        raise Spent(refusal(kind, row["used"], _usd(budget) or Decimal(0), settings))
     seconds = float(row["seconds"])
     if kind == "open":
         said = f", the last with: {row['note']}" if row["note"] else ""
@@ -151,7 +155,7 @@ def refusal(scope: str, spent: Decimal, budget: Decimal, settings: Settings) -> 
         return f"budget: {usd(spent)} of {usd(budget)} spent in this session; raise --max-cost"
     return (
         f"budget: {usd(spent)} of {usd(budget)} spent today; goes on tomorrow 00:00"
-        f" {settings.scheduler.zone}, or raise llm.daily_budget"
+        f" {settings.scheduler.zone}, or started again with a higher llm.daily_budget"
     )
 
 

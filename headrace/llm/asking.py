@@ -30,6 +30,7 @@ import psycopg
 from headrace.config import Settings
 from headrace.errors import ConfigError, HeadraceError, Pause, Retry
 from headrace.llm import endpoint, packing, prices
+from headrace.llm.admission import Spent
 from headrace.llm.batches import requests
 from headrace.llm.client import Answer, Client, Passing, Refused
 from headrace.llm.ledger import Admitted, Key, Ledger, Order, Planned, Reply
@@ -173,6 +174,7 @@ class Asker:
         self._pool: ThreadPoolExecutor | None = None
         self._failed: dict[Key, Failed] = {}  # of a batch that comes back
         self._told = -_TOLD_SECONDS
+        self._noted = True  # perhaps by a predecessor
 
     @property
     def model(self) -> str:
@@ -218,11 +220,20 @@ class Asker:
         since  time.monotonic() when the batch was begun, for a stage that asks several times in it
         """
         try:
-            return self._ask(task, items, since or time.monotonic())
-        except HeadraceError as error:
-            raise Pause(f"llm: {error}") from error
+            outcomes = self._ask(task, items, since or time.monotonic())
+        except Spent:
+            raise
+        except (Pause, HeadraceError) as error:
+            reason = str(error) if isinstance(error, Pause) else f"llm: {error}"
+            self._note(reason)
+            raise Pause(reason) from error
         except psycopg.ProgrammingError as error:  # no record is to blame for a ledger in disorder
             raise Pause(f"llm: the ledger cannot be used: {_line(error)}") from error
+        if self._noted:
+            with suppress(Retry):
+                self._ledger.go_on()
+            self._noted = False
+        return outcomes
 
     def _ask(self, task: Task, items: Sequence[Item], since: float) -> list[Outcome]:
         keys = [self.key(task, item) for item in items]
@@ -293,6 +304,7 @@ class Asker:
                         (key, item.record, item.set, item.part)
                         for key, item in zip(call.keys, asked, strict=True)
                     ],
+                    alone=[",".join(item.alone) for item in asked],
                     schema=dict(task.schema),
                     pack=task.pack,
                     prompt=task.prompt.name,
@@ -390,7 +402,9 @@ class Asker:
             except BaseException as error:
                 self._ledger.unsent(number, _line(error), down=False)
                 raise
-        raise Retry(next(pauses), f"llm: {trouble} ({llm.tries} tries)")
+        reason = f"llm: {trouble} ({llm.tries} tries)"
+        self._note(reason)
+        raise Retry(next(pauses), reason)
 
     def _admitted(
         self, ask: _Ask, call: _Call, request: packing.Request, repeats: Collection[int]
@@ -517,6 +531,12 @@ class Asker:
                 return
             self._told = now
         log.info("waiting %.1f s %s", seconds, why, group=self._stage)
+
+    def _note(self, reason: str) -> None:
+        """Why the group waits, for `lag` and whoever else asks."""
+        self._noted = True
+        with suppress(Retry):
+            self._ledger.pause(reason)
 
     def _keep_failed(self, ask: _Ask) -> None:
         """A batch that comes back does not pay once more for what failed."""

@@ -131,6 +131,7 @@ def _lines(found: Standing, settings: Settings, total: Sum | None) -> list[tuple
     limits = settings.llm
     where = "on this machine" if found.embedded else f"at {found.provider}"
     lines = [("Model", f"{found.model} {where}")]
+    lines += [("Problem", problem) for problem in found.problems]
     if found.embedded:
         lines.append(
             (
@@ -158,8 +159,9 @@ def _lines(found: Standing, settings: Settings, total: Sum | None) -> list[tuple
         lines.append(("Budget", f"{usd(found.today)} {budget}"))
     else:
         lines.append(("Budget", f"{usd(found.today)} today; {budget}"))
-    for name, reason in found.waits.items():
-        lines.append(("", f"{name} waits: {reason}"))
+    for name, one in found.waits.items():
+        age = span((found.now - one.at).total_seconds())
+        lines.append(("Waits", f"{name}, {age} ago: {one.reason}"))
     for name, way in (("Under way", found.direct), ("In batches", found.batch)):
         if way.calls and way.oldest is not None:
             age = span((found.now - way.oldest).total_seconds())
@@ -211,7 +213,8 @@ def _told(found: Standing, settings: Settings, total: Sum | None) -> dict[str, o
         "open_until": at(found.open_until),
         "spent_today": number(found.today),
         "daily_budget": settings.llm.daily_budget,
-        "waits": found.waits,
+        "problems": found.problems,
+        "waits": {name: one.reason for name, one in found.waits.items()},
         "under_way": {
             name: {
                 "calls": way.calls,

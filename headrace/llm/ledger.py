@@ -93,6 +93,13 @@ WITH old AS (
 UPDATE llm_calls l SET state = 'lost', ended_at = now() FROM old
 WHERE l.id = old.call AND l.state = 'sent'
 """
+# Why a group waits, for whoever asks; a budget that is spent is noted where it refuses.
+_PAUSE = """
+INSERT INTO llm_refusals (stage, scope, reason, at) VALUES (%s, 'other', %s, now())
+ON CONFLICT (stage) DO UPDATE SET scope = 'other', reason = excluded.reason, at = excluded.at,
+  until = NULL
+"""
+_GO_ON = "DELETE FROM llm_refusals WHERE stage = %s AND scope = 'other'"
 
 
 class Prompted(Protocol):
@@ -379,6 +386,14 @@ class Ledger:
                     "open": timedelta(seconds=llm.circuit_seconds),
                 },
             )
+
+    def pause(self, reason: str) -> None:
+        """Note why the stage waits, in one line."""
+        self._ask(_PAUSE, [self.stage, _plain(reason)[:SHOWN]])
+
+    def go_on(self) -> None:
+        """It waits no longer."""
+        self._ask(_GO_ON, [self.stage])
 
     # -- the connection
 

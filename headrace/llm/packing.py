@@ -95,6 +95,7 @@ class Item:
     content  JSON-able, of this item alone: it is what the prompt is given, and what the key is of
     set      raised by regenerate only
     reason   why it is asked, for the ledger
+    alone    parts that alone are asked for of the record: so it comes back from a batch
     """
 
     record: str
@@ -102,6 +103,7 @@ class Item:
     content: Mapping[str, Any] = field(hash=False)
     set: int = 1
     reason: str = "first"
+    alone: tuple[str, ...] = ()
 
     def key(self, stage: str, task: Task, model: str) -> bytes:
         """What an answer is kept under: the same for the same question, whatever stands beside."""
@@ -158,16 +160,17 @@ def request(
     """One call for these items. `room`: times the tokens that an answer usually may take."""
     llm = settings.llm
     messages = _messages(settings, task, items)
+    schema = _wanted(task, endpoint)
     if complaint is not None:
+        # The schema in words: some endpoints leave response_format aside without saying so.
         messages += [
             {"role": "assistant", "content": complaint.answer[:_QUOTED]},
             {
                 "role": "user",
                 "content": f"This answer cannot be used: {complaint.said}. Answer once more, with "
-                "JSON that fits the schema and nothing else.",
+                f"JSON that fits this schema and nothing else: {orjson.dumps(schema).decode()}",
             },
         ]
-    schema = _wanted(task, endpoint)
     expected = task.output_tokens * len(items)
     body: dict[str, Any] = {
         "model": endpoint.model,

@@ -11,7 +11,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 from headrace.config import Settings
-from headrace.llm import admission, endpoint
+from headrace.errors import ConfigError
+from headrace.llm import admission, endpoint, prices
 
 _NOW = """
 SELECT now() AS now, p.hold_until, p.failures, p.error, p.open_until,
@@ -33,9 +34,18 @@ FROM llm_calls WHERE state = 'sent' AND transport = %s
   AND id IN (SELECT call FROM llm_claims WHERE until > now() AND call IS NOT NULL)
 """
 _REFUSED = """
-SELECT stage, scope, spent, budget FROM llm_refusals WHERE until IS NULL OR until > now()
-ORDER BY stage
+SELECT stage, scope, spent, budget, reason, at FROM llm_refusals
+WHERE until IS NULL OR until > now() ORDER BY stage
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a group waits, in one line, and since when at the latest. `budget`: one is spent."""
+
+    reason: str
+    budget: bool
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,8 @@ class UnderWay:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """used: (calls, tokens) of the last minute by group; waits: reasons by group."""
+    """used: (calls, tokens) of the last minute by group; waits: why, by group; problems: what the
+    settings have against asking."""
 
     provider: str
     model: str
@@ -64,7 +75,8 @@ class Standing:
     session: Decimal
     direct: UnderWay
     batch: UnderWay
-    waits: dict[str, str]
+    waits: dict[str, Refused]
+    problems: list[str]
 
     @property
     def requests(self) -> int:
@@ -103,16 +115,36 @@ def read(connection: psycopg.Connection, settings: Settings) -> Standing:
         direct=_under_way(cursor, "direct"),
         batch=_under_way(cursor, "batch"),
         waits=refused(connection, settings),
+        problems=problems(settings),
     )
 
 
-def refused(connection: psycopg.Connection, settings: Settings) -> dict[str, str]:
-    """By group, why its last call was not sent: a budget was spent, and still is."""
+def refused(connection: psycopg.Connection, settings: Settings) -> dict[str, Refused]:
+    """By group, why its last call was not sent, or brought nothing."""
     cursor = connection.cursor(row_factory=dict_row)
-    return {
-        row["stage"]: admission.refusal(row["scope"], row["spent"], row["budget"], settings)
-        for row in cursor.execute(_REFUSED)
-    }
+    found = {}
+    for row in cursor.execute(_REFUSED):
+        budget = row["reason"] is None
+        reason = row["reason"] or admission.refusal(
+            row["scope"], row["spent"], row["budget"], settings
+        )
+        found[row["stage"]] = Refused(reason, budget, row["at"])
+    return found
+
+
+def problems(settings: Settings) -> list[str]:
+    """What the settings have against asking at all, a line each."""
+    found = []
+    for check in (lambda: endpoint.check(settings), lambda: _priced(settings)):
+        try:
+            check()
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+def _priced(settings: Settings) -> None:
+    prices.check(settings, endpoint.named(settings).model)
 
 
 def _under_way(cursor: psycopg.Cursor[dict[str, Any]], transport: str) -> UnderWay:

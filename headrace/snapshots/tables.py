@@ -66,7 +66,7 @@ LEFT_OUT: dict[str, str] = {
     "llm_spent": "as llm_calls",
     "llm_providers": "how a provider is doing now",
     "llm_turns": "who waits for it now",
-    "llm_refusals": "which budget is spent now",
+    "llm_refusals": "why groups wait now",
     "forget_orders": "what was forgotten stays forgotten",
     "forget_records": "what was forgotten stays forgotten: a restore heeds it",
     "forget_configs": "what is to be set back on topics",

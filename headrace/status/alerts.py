@@ -46,6 +46,7 @@ class Reading:
     runs      it should be at work now, or is
     position  the sum of its commits: whoever works moves it
     lost      what expired unread, in words; empty if nothing did
+    paused    why it asks no language model now, if it should
     """
 
     group: str
@@ -56,6 +57,7 @@ class Reading:
     members: int | None = None
     unread: tuple[Unread, ...] = ()
     lost: str = ""
+    paused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,7 @@ def conditions(
     age = nearest.age_ms / nearest.kept_ms
     stalled = quiet.ms >= stalled_ms
     who = "nobody is in the group" if reading.members == 0 else "nothing was committed"
+    why = f": {reading.paused}" if reading.paused else ""
     return [
         Condition(
             "overdue",
@@ -198,7 +201,7 @@ def conditions(
             stalled if stalled or quiet.whole else None,
             round(quiet.ms / MINUTE_MS, 1),
             settings.stalled_minutes,
-            f"{group}: {reading.backlog:,} messages wait and {who} in {_span(quiet.ms)}",
+            f"{group}: {reading.backlog:,} messages wait and {who} in {_span(quiet.ms)}{why}",
             f"look at the log of its worker, or start one: `headrace run {group}`",
         ),
         Condition(

@@ -17,7 +17,12 @@ from headrace.backlog import reach, report
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.status import recent, view
+from headrace.stream import topology
 
+EMBEDDED = (
+    "no language model is configured (llm.base_url, llm.api_key): {} run when named, by the"
+    " embedded one, and what it says is for trying out"
+)
 NOT_RUNNING = "the status group is not running: no alerts are sent (`headrace worker status`)"
 
 
@@ -62,12 +67,14 @@ def status(load: Callable[[], Settings], as_json: bool, watch: bool, every: floa
 
 
 def _look(settings: Settings) -> dict[str, Any]:
-    """The overview, and whether the status group runs."""
+    """The overview, whether the status group runs, and who would ask the embedded model."""
+    paid = [group.short for group in topology.load(settings).groups.values() if group.paid]
+    own = {"embedded": [] if settings.llm.configured else paid}
     found = recent.ask(settings)
     if found is not None and found.get("ready"):
-        return {**found, "running": True}
+        return {**found, "running": True, **own}
     reach.kafka(settings)
-    return {**recent.overview(settings), "running": found is not None}
+    return {**recent.overview(settings), "running": found is not None, **own}
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -75,4 +82,7 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def _below(found: dict[str, Any]) -> list[str]:
-    return [*view.alert_lines(found), *([] if found["running"] else [NOT_RUNNING])]
+    lines = view.alert_lines(found)
+    if found["embedded"]:
+        lines.append(EMBEDDED.format(" and ".join(found["embedded"])))
+    return [*lines, *([] if found["running"] else [NOT_RUNNING])]

@@ -59,15 +59,17 @@ class Looker:
     def _reading(self, lag: GroupLag, now: int) -> Reading:
         group = self._reader.topology.group(lag.group)
         overdue, always = self._work(group, lag, now)
+        spent = lag.state is State.WAITING_BUDGET  # it is as somebody wished
         return Reading(
             group=lag.group,
             backlog=lag.backlog,
             overdue=overdue,
-            runs=bool(always or overdue or lag.redo or lag.members),
+            runs=bool(always or overdue or lag.redo or lag.members) and not spent,
             position=sum(p.committed or 0 for p in lag.partitions),
             members=lag.members,
             unread=tuple(self._unread(lag, now)),
             lost=lag.reason if lag.state is State.DATA_LOSS else "",
+            paused=lag.reason if lag.state is State.PAUSED else "",
         )
 
     def _work(self, group: Group, lag: GroupLag, now: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -238,6 +239,8 @@ def _serve(
             busy = loop.work()
             pause.reset()
             if busy:
+                if place.metrics.state[0] == "paused":
+                    log.info("goes on")
                 say("working")
                 waited = None
             elif waited is None or time.monotonic() - waited > _WAITED_SECONDS:
@@ -251,7 +254,8 @@ def _serve(
             log.warning("the stage asks to wait", again_in=f"{retry.after:g} s", reason=str(retry))
             loop.rest(retry.after)
         except Pause as wait:
-            if place.metrics.state != ("paused", wait.reason):
+            state, reason = place.metrics.state
+            if state != "paused" or _words(reason) != _words(wait.reason):
                 log.warning("paused", reason=wait.reason)
             say("paused", wait.reason)
             waited = time.monotonic()
@@ -266,6 +270,11 @@ def _serve(
             waited = time.monotonic()
             log.warning("trouble that passes", again_in=f"{seconds:g} s", reason=str(error))
             loop.rest(seconds)
+
+
+def _words(reason: str) -> str:
+    """Without its numbers: seconds that are left make no other reason."""
+    return re.sub(r"\d+", "", reason)
 
 
 class Backoff:

@@ -126,9 +126,15 @@ def test_what_the_request_is_to_blame_for(p: Provider, code: int) -> None:
         (provider.status(403), r"the key for .* is refused \(status 403"),
         (
             provider.status(404),
-            r"knows no model gpt-4.1-mini \(status 404, not_found\): look at llm.model",
+            r"has nothing at /v1, or no model gpt-4.1-mini \(status 404, not_found\): look at llm",
         ),
+        (provider.status(404, message="The model `x` does not exist"), "knows no model gpt-4.1"),
         (provider.status(400, error="model_not_found"), "knows no model gpt-4.1-mini"),
+        (provider.status(400, message="x is not a valid model ID"), "knows no model gpt-4.1-mini"),
+        (
+            provider.status(400, message="This response_format type is unavailable now"),
+            "does not take response_format as it is sent",
+        ),
         (provider.status(429, error="insufficient_quota"), "has no credit left"),
         (provider.status(402), "has no credit left"),
         (

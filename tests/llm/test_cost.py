@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_how_things_stand(spent: Books) -> None:
     assert (found.provider, found.embedded) == ("embedded", True)
     assert found.used["scores"][0] == 4
     assert (found.direct.calls, found.direct.reserved) == (1, Decimal("0.05"))
-    assert found.waits["scores"].startswith("budget: $0.39 of $0.40 spent today")
+    assert found.waits["scores"].reason.startswith("budget: $0.39 of $0.40 spent today")
     text = "\n".join(f"{name} {line}" for name, line in commands._lines(found, settings, total))
     assert "its content is\n for trying out" in text
     assert "6 of 6 requests" in text
@@ -116,8 +117,11 @@ def test_money_is_told_as_people_write_it(value: float, said: str) -> None:
 
 def test_lag_says_which_group_waits_for_its_budget() -> None:
     rows = (PartitionLag("t", 0, 0, 10, 10, 4),)
-    waits = GroupLag("scores", "p.scores", "stage", "always", rows, 1, refused="budget: …")
+    refused = standing.Refused("budget: …", True, datetime.now(UTC))
+    waits = GroupLag("scores", "p.scores", "stage", "always", rows, 1, refused=refused)
     assert settle([waits], {})[0].state is State.WAITING_BUDGET
+    other = replace(waits, refused=replace(refused, reason="llm: …", budget=False))
+    assert (settle([other], {})[0].state, settle([other], {})[0].reason) == (State.PAUSED, "llm: …")
     done = replace(waits, partitions=(PartitionLag("t", 0, 0, 10, 10, 10),))
     assert settle([done], {})[0].state is State.OK
     assert settle([replace(waits, members=0)], {})[0].state is State.STOPPED
@@ -125,15 +129,18 @@ def test_lag_says_which_group_waits_for_its_budget() -> None:
 
 def test_lag_reads_refusals_from_the_ledger(world: World) -> None:
     world.apply()
-    assert {group.refused for group in _lags(world)} == {""}
+    assert {group.refused for group in _lags(world)} == {None}
     world.sql("INSERT INTO llm_refusals VALUES ('scores', 'day', 4.98, 5, now() + '1 hour', now())")
     found = {group.group: group.refused for group in _lags(world)}
-    assert found["scores"] == (
-        "budget: $4.98 of $5.00 spent today; goes on tomorrow 00:00 UTC, or raise llm.daily_budget"
+    assert found["scores"] is not None
+    assert (found["scores"].reason, found["scores"].budget) == (
+        "budget: $4.98 of $5.00 spent today; goes on tomorrow 00:00 UTC, or started again with a"
+        " higher llm.daily_budget",
+        True,
     )
-    assert found["text"] == ""
+    assert found["text"] is None
     world.sql("UPDATE llm_refusals SET until = now()")  # the day is over
-    assert {group.refused for group in _lags(world)} == {""}
+    assert {group.refused for group in _lags(world)} == {None}
 
 
 def _lags(world: World) -> list[GroupLag]:

@@ -109,11 +109,12 @@ CREATE TABLE llm_spent (
 
 CREATE TABLE llm_refusals (
   stage text PRIMARY KEY,
-  scope text NOT NULL CHECK (scope IN ('day', 'session')),
-  spent numeric NOT NULL,
-  budget numeric NOT NULL,
+  scope text NOT NULL CHECK (scope IN ('day', 'session', 'other')),
+  spent numeric NOT NULL DEFAULT 0,
+  budget numeric NOT NULL DEFAULT 0,
   until timestamptz,
-  at timestamptz NOT NULL
+  at timestamptz NOT NULL,
+  reason text
 ) WITH (fillfactor = 20);
 """
 
@@ -225,7 +226,7 @@ BEGIN
     INSERT INTO llm_refusals AS r VALUES
       (p_stage, kind, used, CASE kind WHEN 'day' THEN p_daily ELSE p_max END, until, v_now)
     ON CONFLICT (stage) DO UPDATE SET scope = excluded.scope, spent = excluded.spent,
-      budget = excluded.budget, until = excluded.until, at = excluded.at;
+      budget = excluded.budget, until = excluded.until, at = excluded.at, reason = NULL;
     RETURN;
   END IF;
 
@@ -277,7 +278,7 @@ BEGIN
   IF v_probes THEN
     UPDATE llm_providers p SET probe_until = v_now + p_patience WHERE p.provider = p_provider;
   END IF;
-  DELETE FROM llm_refusals r WHERE r.stage = p_stage;
+  DELETE FROM llm_refusals r WHERE r.stage = p_stage AND r.scope <> 'other';
   IF v_cost > 0 THEN
     UPDATE llm_spent l SET spent = l.spent + v_cost WHERE l.scope = v_of_day || v_day;
     UPDATE llm_spent l SET spent = l.spent + v_cost WHERE l.scope = v_of_session;
@@ -455,7 +456,8 @@ COMMENTS: dict[str, str] = {
     "llm_turns": "Who waits for the rate limit, and the time each was given",
     "llm_turns.shared": "It waits for its group's own share, and holds up no other group",
     "llm_spent": "USD by day and by session, reserved ones included: what budgets go by",
-    "llm_refusals": "Groups whose last call was not sent since a budget is spent",
+    "llm_refusals": "Groups that wait: a budget is spent, or a call brought nothing",
+    "llm_refusals.reason": "Of those that no budget holds back: what is wrong, in one line",
 }
 
 
