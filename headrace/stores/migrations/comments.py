@@ -8,5 +8,6 @@ from collections.abc import Callable, Mapping
 def write(execute: Callable[[str], object], comments: Mapping[str, str]) -> None:
     """`comments`: table or table.column → text."""
     for name, text in comments.items():
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {'COLUMN' if '.' in name else 'TABLE'} {name} IS '{quoted}'")
+        kind = "COLUMN" if "." in name else "TABLE"
+        quoted = name.replace(".", '"."'), text.replace("'", "''")
+        execute("COMMENT ON {} \"{}\" IS '{}'".format(kind, *quoted))

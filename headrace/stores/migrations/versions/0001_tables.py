@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0001"
 down_revision = None
 
@@ -200,89 +202,76 @@ CREATE TABLE about (
 """
 
 COMMENTS = {
-    "dim_platform": {"": "Platforms that records come from"},
-    "dim_author": {"": "Authors' names, one row a platform and name (the first 500 characters)"},
-    "dim_community": {
-        "": "Communities by the names that records give them (the first 500 characters)",
-        "slug": "Name in small letters and dashes; spellings of one community share it",
-    },
-    "dim_place": {"": "Places that entity mentions name"},
-    "dim_run": {"": "Runs of `headrace publish` that brought records"},
-    "records": {
-        "": "One row a record: its newest revision. A deleted one stays behind without content",
-        "id": "kind:platform:native id (or a hash of identifying fields)",
-        "kind": "post, comment, community, ...",
-        "native_id": "The platform's own id",
-        "text": "Title and body, as the platform's mapping puts them together",
-        "lang": "Language as the platform gives it; the measured one is in outcomes of text",
-        "metrics": "Likes, comments, shares, ... as published",
-        "value": "The record as published, JSON; empty once deleted",
-        "topic": "Raw topic that holds this revision",
-        "topic_id": "Kafka's id of that topic's incarnation",
-        "partition": "Partition of this revision",
-        "offset": "Offset of this revision: within a topic the larger is the newer",
-        "appended": "When Kafka appended this revision, milliseconds since 1970",
-        "deleted": "The record was deleted by its newest revision",
-        "ingested_at": "When the record first came here",
-        "updated_at": "When this revision came here",
-    },
-    "outcomes": {
-        "": "One row a record and stage: what came of its newest revision, by its highest rank",
-        "outcome": "ok, drop (nothing to say), dead (cannot be worked on), deleted, deferred",
-        "reason": "Why it was dropped, dead or deferred",
-        "result": "What the stage found, where the outcome is ok",
-        "version": "Version of the stage: code, model and prompt",
-        "rank": "Rank of that version; the higher wins within a revision",
-        "input_rank": "Rank of what the stage read; 0 is the raw record, -1 parts without a whole",
-        "root_topic_id": "Revision of the raw record: incarnation of its topic ...",
-        "root_partition": "... partition ...",
-        "root_offset": "... offset ...",
-        "root_appended": "... and append time, milliseconds since 1970",
-        "input_topic": "Where the stage's input stood: topic ...",
-        "input_partition": "... partition ...",
-        "input_offset": "... and offset; from there the work can be done again",
-        "out_topic_id": "Where the outcome stands: incarnation of enriched.<stage> ...",
-        "out_partition": "... partition ...",
-        "out_offset": "... offset ...",
-        "out_appended": "... and the message's time, milliseconds since 1970",
-        "at": "When the stage finished the record",
-        "stored_at": "When the outcome came here",
-        "parts": "Named parts that merged into result, each with its version's place in the order",
-        "earlier": "The last ok result, kept while a later outcome is not ok; it is still served",
-        "floor": "The newest deletion; nothing older is served",
-    },
-    "entity_mentions": {
-        "": "Brands, products, organisations, places and people that served results name",
-        "start": "First character in the text as published, from 0",
-        "end": "Character after the last",
-        "text": "As written",
-        "name": "Canonical name",
-        "type": "brand, product, organisation, place or person",
-        "confidence": "Measured precision of the term's class, 0 to 1",
-        "revision": "Raw revision: topic incarnation, partition, offset, append time",
-    },
-    "runs": {"": "Receipts of `headrace publish`", "receipt": "The receipt as published"},
-    "dead_letters": {
-        "": "Messages that a group could not work on, one row a group and origin",
-        "group": "The group, without the project's name",
-        "record_key": "The message's key, as far as it is text",
-        "topic": "Where the message stood first: topic, partition and offset",
-        "value": "The original bytes",
-        "headers": "The dead letter's headers, text",
-    },
-    "offsets": {
-        "": "What this database has seen of each topic; moves in the transaction of the rows",
-        "topic_id": "Kafka's id of the topic's incarnation: a topic made anew starts again",
-        "next": "Offset of the next message to read",
-    },
-    "redo": {"": "Records queued to be done again; the outcome removes the row"},
-    "stages": {
-        "": "The stages of topics.yaml, as of the last migration",
-        "facet": "What people read of it, e.g. sentiment; several stages may provide one",
-        "semantic": "Whether the stage counts as semantic work (processing.mode)",
-    },
-    "stage_topics": {"": "The raw topics whose records reach a stage, directly or through another"},
-    "about": {"": "What the views of this schema were made from"},
+    "dim_platform": "Platforms that records come from",
+    "dim_author": "Authors' names, one row a platform and name (the first 500 characters)",
+    "dim_community": "Communities by the names that records give them (the first 500 characters)",
+    "dim_community.slug": "Name in small letters and dashes; spellings of one community share it",
+    "dim_place": "Places that entity mentions name",
+    "dim_run": "Runs of `headrace publish` that brought records",
+    "records": "One row a record: its newest revision. A deleted one stays behind without content",
+    "records.id": "kind:platform:native id (or a hash of identifying fields)",
+    "records.kind": "post, comment, community, ...",
+    "records.native_id": "The platform's own id",
+    "records.text": "Title and body, as the platform's mapping puts them together",
+    "records.lang": "Language as the platform gives it; the measured one is in outcomes of text",
+    "records.metrics": "Likes, comments, shares, ... as published",
+    "records.value": "The record as published, JSON; empty once deleted",
+    "records.topic": "Raw topic that holds this revision",
+    "records.topic_id": "Kafka's id of that topic's incarnation",
+    "records.partition": "Partition of this revision",
+    "records.offset": "Offset of this revision: within a topic the larger is the newer",
+    "records.appended": "When Kafka appended this revision, milliseconds since 1970",
+    "records.deleted": "The record was deleted by its newest revision",
+    "records.ingested_at": "When the record first came here",
+    "records.updated_at": "When this revision came here",
+    "outcomes": "One row a record and stage: what came of its newest revision, by its highest rank",
+    "outcomes.outcome": "ok, drop (nothing to say), dead (cannot be worked on), deleted, deferred",
+    "outcomes.reason": "Why it was dropped, dead or deferred",
+    "outcomes.result": "What the stage found, where the outcome is ok",
+    "outcomes.version": "Version of the stage: code, model and prompt",
+    "outcomes.rank": "Rank of that version; the higher wins within a revision",
+    "outcomes.input_rank": "Rank of what the stage read; 0: the raw record, -1: parts alone",
+    "outcomes.root_topic_id": "Revision of the raw record: incarnation of its topic ...",
+    "outcomes.root_partition": "... partition ...",
+    "outcomes.root_offset": "... offset ...",
+    "outcomes.root_appended": "... and append time, milliseconds since 1970",
+    "outcomes.input_topic": "Where the stage's input stood: topic ...",
+    "outcomes.input_partition": "... partition ...",
+    "outcomes.input_offset": "... and offset; from there the work can be done again",
+    "outcomes.out_topic_id": "Where the outcome stands: incarnation of enriched.<stage> ...",
+    "outcomes.out_partition": "... partition ...",
+    "outcomes.out_offset": "... offset ...",
+    "outcomes.out_appended": "... and the message's time, milliseconds since 1970",
+    "outcomes.at": "When the stage finished the record",
+    "outcomes.stored_at": "When the outcome came here",
+    "outcomes.parts": "Named parts that merged into result, with each one's place in the order",
+    "outcomes.earlier": "The last ok result, still served while a later outcome is not ok",
+    "outcomes.floor": "The newest deletion; nothing older is served",
+    "entity_mentions": "Brands, products, organisations, places, people that served results name",
+    "entity_mentions.start": "First character in the text as published, from 0",
+    "entity_mentions.end": "Character after the last",
+    "entity_mentions.text": "As written",
+    "entity_mentions.name": "Canonical name",
+    "entity_mentions.type": "brand, product, organisation, place or person",
+    "entity_mentions.confidence": "Measured precision of the term's class, 0 to 1",
+    "entity_mentions.revision": "Raw revision: topic incarnation, partition, offset, append time",
+    "runs": "Receipts of `headrace publish`",
+    "runs.receipt": "The receipt as published",
+    "dead_letters": "Messages that a group could not work on, one row a group and origin",
+    "dead_letters.group": "The group, without the project's name",
+    "dead_letters.record_key": "The message's key, as far as it is text",
+    "dead_letters.topic": "Where the message stood first: topic, partition and offset",
+    "dead_letters.value": "The original bytes",
+    "dead_letters.headers": "The dead letter's headers, text",
+    "offsets": "What this database has seen of each topic; moves in the transaction of the rows",
+    "offsets.topic_id": "Kafka's id of the topic's incarnation: a topic made anew starts again",
+    "offsets.next": "Offset of the next message to read",
+    "redo": "Records queued to be done again; the outcome removes the row",
+    "stages": "The stages of topics.yaml, as of the last migration",
+    "stages.facet": "What people read of it, e.g. sentiment; several stages may provide one",
+    "stages.semantic": "Whether the stage counts as semantic work (processing.mode)",
+    "stage_topics": "The raw topics whose records reach a stage, directly or through another",
+    "about": "What the views of this schema were made from",
 }
 
 
@@ -291,11 +280,7 @@ def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     for part in (FUNCTIONS, DIMENSIONS, RECORDS, OUTCOMES, WORK):
         execute(part)
-    for table, comments in COMMENTS.items():
-        for column, text in comments.items():
-            kind, name = ("COLUMN", f'{table}."{column}"') if column else ("TABLE", table)
-            quoted = text.replace("'", "''")
-            execute(f"COMMENT ON {kind} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

@@ -7,6 +7,8 @@ count of its own. Searching by meaning is the search server's work.
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0002"
 down_revision = "0001"
 
@@ -31,26 +33,23 @@ CREATE INDEX vectors_space ON vectors (space, record_id);
 """
 
 COMMENTS = {
-    "": "One row a record and space: the vector of what is served of the record",
-    "space": "Model and dimension count; vectors of different spaces cannot be compared",
-    "stage": "The stage that made it",
-    "vector": "Little-endian float32, as many as dimensions says",
-    "version": "Version of the stage: code and model",
-    "root_topic_id": "Revision of the raw record: incarnation of its topic ...",
-    "root_partition": "... partition ...",
-    "root_offset": "... offset ...",
-    "root_appended": "... and append time, milliseconds since 1970",
-    "stored_at": "When the vector came here",
+    "vectors": "One row a record and space: the vector of what is served of the record",
+    "vectors.space": "Model and dimension count; vectors of different spaces cannot be compared",
+    "vectors.stage": "The stage that made it",
+    "vectors.vector": "Little-endian float32, as many as dimensions says",
+    "vectors.version": "Version of the stage: code and model",
+    "vectors.root_topic_id": "Revision of the raw record: incarnation of its topic ...",
+    "vectors.root_partition": "... partition ...",
+    "vectors.root_offset": "... offset ...",
+    "vectors.root_appended": "... and append time, milliseconds since 1970",
+    "vectors.stored_at": "When the vector came here",
 }
 
 
 def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(VECTORS)
-    for column, text in COMMENTS.items():
-        kind, name = ("COLUMN", f'vectors."{column}"') if column else ("TABLE", "vectors")
-        quoted = text.replace("'", "''")
-        execute(f"COMMENT ON {kind} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:

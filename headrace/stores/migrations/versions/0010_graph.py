@@ -7,6 +7,8 @@ record takes it away.
 
 from alembic import op
 
+from headrace.stores.migrations import comments
+
 revision = "0010"
 down_revision = "0009"
 
@@ -96,31 +98,33 @@ ROOT = {
     "superseded_at": "Since when it is history: something else is served of its record",
 }
 COMMENTS = {
-    "nodes": {
-        "": "Things that stages found in records; views personas and communities read them",
-        "kind": "community, persona, ...; a community's id is its record's",
-        "properties": "All that is known of it but its name; set: number of the set it is in",
-        "row_version": "Grows with each change of the row",
-        **ROOT,
-    },
-    "edges": {
-        "": "How nodes belong together",
-        "id": "uuid5 of kind, source and target",
-        "kind": "member_of: persona to community",
-        "source": "Id of a node",
-        "target": "Id of a node",
-        **ROOT,
-    },
-    "decisions": {
-        "": "What people decided, the newest of each subject and action; from topic decisions",
-        "subject": "Id of a node",
-        "action": "edit (value: fields and what they shall be), lock, hide",
-        "value": "What was decided; empty: it was taken back",
-        "record_id": "The record that the subject was made of",
-        "topic_id": "Kafka's id of the topic's incarnation",
-        "offset": "Where the decision stands: the later counts",
-        "row_version": "Grows with each change of the row",
-    },
+    "nodes": "Things that stages found in records; views personas and communities read them",
+    "nodes.id": "A community's is its record's; persona:<platform>:<slug>:<set>-<place>",
+    "nodes.kind": "community, persona, ...",
+    "nodes.platform_id": "Of dim_platform",
+    "nodes.name": "Name as people write it",
+    "nodes.properties": "All that is known of it but its name; set: number of the set it is in",
+    "nodes.row_version": "Grows with each change of the row",
+    **{f"nodes.{column}": text for column, text in ROOT.items()},
+    "edges": "How nodes belong together",
+    "edges.id": "uuid5 of kind, source and target",
+    "edges.kind": "member_of: persona to community",
+    "edges.source": "Id of a node",
+    "edges.target": "Id of a node",
+    "edges.properties": "All else that is known of it",
+    **{f"edges.{column}": text for column, text in ROOT.items()},
+    "decisions": "What people decided, the newest of each subject and action; from topic decisions",
+    "decisions.subject": "Id of a node",
+    "decisions.action": "edit (value: fields and what they shall be), lock, hide",
+    "decisions.value": "What was decided; empty: it was taken back",
+    "decisions.at": "When it was decided, by the clock of whoever did",
+    "decisions.by": "Who decided",
+    "decisions.record_id": "The record that the subject was made of",
+    "decisions.topic_id": "Where it stands, the later counts: incarnation of the topic ...",
+    "decisions.offset": "... offset ...",
+    "decisions.appended": "... and the message's time, milliseconds since 1970",
+    "decisions.stored_at": "When it came here",
+    "decisions.row_version": "Grows with each change of the row",
 }
 
 
@@ -128,11 +132,7 @@ def upgrade() -> None:
     execute = op.get_bind().exec_driver_sql
     execute(FUNCTIONS)
     execute(TABLES)
-    for table, comments in COMMENTS.items():
-        for column, text in comments.items():
-            kind, name = ("COLUMN", f'{table}."{column}"') if column else ("TABLE", table)
-            quoted = text.replace("'", "''")
-            execute(f"COMMENT ON {kind} {name} IS '{quoted}'")
+    comments.write(execute, COMMENTS)
 
 
 def downgrade() -> None:
