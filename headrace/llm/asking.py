@@ -27,12 +27,13 @@ from typing import Any, cast
 
 import psycopg
 
+from headrace import home
 from headrace.config import Settings
 from headrace.errors import ConfigError, HeadraceError, Pause, Retry
 from headrace.llm import endpoint, packing, prices
 from headrace.llm.admission import Spent
 from headrace.llm.batches import requests
-from headrace.llm.client import Answer, Client, Passing, Refused
+from headrace.llm.client import Answer, Client, Passing, Refused, Unfit
 from headrace.llm.ledger import Admitted, Key, Ledger, Order, Planned, Reply
 from headrace.llm.packing import Item as Item
 from headrace.llm.packing import Task as Task
@@ -48,7 +49,7 @@ _THEIRS_SECONDS = 2.0  # until somebody else's answers are looked up again
 _AT_ONCE_SECONDS = 0.1  # the group only shows that it is alive
 _MORE_ROOM = 3.0
 _RESTS = 2  # calls in a row that an item may be left out of
-_FAILED_KEPT = 10_000
+_PAST_KEPT = 10_000
 _BACK = ("direct", "queued")  # states of requests that batches could not answer
 
 
@@ -103,7 +104,8 @@ def open(context: Context) -> Asker:
             "and what it says is for trying out",
             group=context.group,
         )
-    ledger = Ledger(settings, context.group, context.worker)
+    # Slots are counted in each data folder, so it belongs to the name.
+    ledger = Ledger(settings, context.group, f"{context.worker}.{home.data_id()}")
     return Asker(settings, context.group, ledger, context.stopping, longest / 3, context.waiting)
 
 
@@ -131,6 +133,33 @@ class _Halted(Exception):
 
 
 @dataclass
+class _Past:
+    """What answers to items lacked that have none yet. It outlives an ask that is cut off: however
+    little each gets done, nothing is bought again and again.
+
+    failed    outcomes of a batch that comes back
+    repaired  asked for once more with what was wrong
+    left_out  how often
+    alone     to be asked for alone, with so much room: a call for more was cut short or refused
+    """
+
+    failed: dict[Key, Failed] = field(default_factory=dict)
+    repaired: set[Key] = field(default_factory=set)
+    left_out: dict[Key, int] = field(default_factory=dict)
+    alone: dict[Key, float] = field(default_factory=dict)
+
+    def close(self, keys: Collection[Key]) -> None:
+        """These have an outcome."""
+        for key in keys:
+            self.repaired.discard(key)
+            self.left_out.pop(key, None)
+            self.alone.pop(key, None)
+        for kept in (self.failed, self.repaired, self.left_out, self.alone):
+            if len(kept) > _PAST_KEPT:  # of batches that went to other workers
+                kept.clear()
+
+
+@dataclass
 class _Ask:
     """One ask on its way, as its threads share it."""
 
@@ -139,13 +168,11 @@ class _Ask:
     ends: float
     halt: threading.Event = field(default_factory=threading.Event)
     done: dict[Key, Answered | Failed] = field(default_factory=dict)
-    repaired: set[Key] = field(default_factory=set)
-    left_out: dict[Key, int] = field(default_factory=dict)
 
-    def rest(self, seconds: float) -> None:
+    def rest(self, seconds: float, why: str = "") -> None:
         """Raises _Halted where it is over meanwhile."""
         if time.monotonic() + seconds >= self.ends or self.halt.wait(seconds):
-            raise _Halted
+            raise _Halted(why)
 
 
 class Asker:
@@ -172,7 +199,7 @@ class Asker:
         self._client: Client | None = None
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._failed: dict[Key, Failed] = {}  # of a batch that comes back
+        self._past = _Past()
         self._told = -_TOLD_SECONDS
         self._noted = True  # perhaps by a predecessor
 
@@ -242,7 +269,7 @@ class Asker:
         missing = {
             key: item
             for key, item in wanted.items()
-            if key not in answered and key not in self._failed
+            if key not in answered and key not in self._past.failed
         }
         told = requests.told(self._ledger, missing)
         deferred = {key: Deferred("batch") for key, one in told.items() if one.state not in _BACK}
@@ -257,9 +284,11 @@ class Asker:
             mine = {key: lost for key, lost in mine.items() if key not in deferred}
         ask = _Ask(task, missing, since + self._seconds)
         try:
-            self._buy(ask, _packed(task, missing, mine))
+            self._buy(ask, _packed(task, missing, mine, self._past.alone))
         finally:
-            self._keep_failed(ask)
+            self._past.close(answered.keys() | ask.done.keys())
+            failed = {key: one for key, one in ask.done.items() if isinstance(one, Failed)}
+            self._past.failed |= failed
             self._release(mine.keys())  # those that are settled are gone already
             requests.done(self._ledger, told.keys() & ask.done.keys())
         if claimed.theirs:
@@ -268,10 +297,9 @@ class Asker:
                 raise Retry(
                     _THEIRS_SECONDS, f"another worker is asking for {len(left)} of these items"
                 )
-        outcomes: dict[Key, Outcome] = {
-            key: Answered(value, None, False) for key, value in answered.items()
-        }
-        outcomes |= {key: self._failed.pop(key) for key in wanted if key in self._failed}
+        past = self._past.failed
+        outcomes: dict[Key, Outcome] = {key: past.pop(key) for key in wanted if key in past}
+        outcomes |= {key: Answered(value, None, False) for key, value in answered.items()}
         outcomes |= deferred
         outcomes |= ask.done
         return [outcomes[key] for key in keys]
@@ -291,7 +319,7 @@ class Asker:
     ) -> dict[Key, Deferred]:
         """Write requests for items that this worker holds."""
         lines = []
-        for call in _packed(task, items, dict.fromkeys(key for key in items if key in keys)):
+        for call in _packed(task, items, dict.fromkeys(key for key in items if key in keys), {}):
             asked = [items[key] for key in call.keys]
             request = packing.request(self._settings, self._endpoint, task, asked)
             cost = prices.cost(
@@ -330,7 +358,8 @@ class Asker:
         finally:
             ask.halt.set()
             wait(running)
-        _raise(running, "stopping" if self._stopping() else "a part of the batch is done")
+        done = "a part of the batch is done" if ask.done else ""
+        _raise(running, "stopping" if self._stopping() else done)
 
     def _watch(self, ask: _Ask, running: Collection[Future[None]]) -> None:
         waiting = set(running)
@@ -353,9 +382,11 @@ class Asker:
             call = calls.popleft()
             try:
                 number, answer = self._send(ask, call)
-            except Refused as error:
+            except (Refused, Unfit) as error:
+                if isinstance(error, Unfit) and call.room == 1.0:
+                    raise  # whatever is asked; else it may be the room alone
                 if len(call.keys) > 1:
-                    calls += call.halves(call.keys, "split")
+                    calls += self._halves(call, call.keys, "split")
                 else:
                     ask.done[call.keys[0]] = Failed(f"Refused: {error}")
                 continue
@@ -379,11 +410,15 @@ class Asker:
         pauses = _backoff(llm.retry_seconds, llm.retry_max_seconds)
         trouble, pause = "", 0.0
         for _ in range(llm.tries):
-            ask.rest(pause)
+            ask.rest(pause, trouble)
             client = self._connected()
             number = self._admitted(ask, call, request, repeats)
             try:
-                return number, client.ask(request.body)
+                answer = client.ask(request.body)
+                if not answer.input_tokens:  # an endpoint that does not count
+                    gave = packing.tokens(answer.text or "")
+                    answer = replace(answer, input_tokens=request.input_tokens, output_tokens=gave)
+                return number, answer
             except Passing as error:
                 self._ledger.unsent(
                     number,
@@ -430,7 +465,7 @@ class Asker:
             if isinstance(answer, Admitted):
                 return answer.call
             self._tell(answer.seconds, answer.why)
-            ask.rest(answer.seconds)
+            ask.rest(answer.seconds, f"waiting {answer.why}")
 
     def _settle(self, ask: _Ask, call: _Call, number: int, answer: Answer) -> list[_Call]:
         """Writes down what a call brought; returns the calls that are still needed."""
@@ -470,43 +505,50 @@ class Asker:
         refused: str | None,
     ) -> tuple[list[_Call], dict[Key, str]]:
         """Calls for the items that an answer lacks, and those that are given up with the reason."""
+        past = self._past
         if refused is not None:
             if len(call.keys) > 1:
-                return call.halves(call.keys, "split"), {}
+                return self._halves(call, call.keys, "split"), {}
             return [], {call.keys[0]: refused}
         missing = found.missing(len(call.keys))
         if answer.finish == "length" and (cut := sorted([*missing, *found.bad])):
             keys = [call.keys[place] for place in cut]
             if call.room == 1.0:
+                past.alone.update(dict.fromkeys(keys, _MORE_ROOM))
                 return [call.of(keys, "room", _MORE_ROOM)], {}
             if len(keys) > 1:
-                return call.halves(keys, "room"), {}
+                return self._halves(call, keys, "room"), {}
             return [], {keys[0]: "Truncated: the answer is longer than there is room for"}
         calls: list[_Call] = []
         failed: dict[Key, str] = {}
         broken = sorted([*missing, *found.bad]) if found.fault else sorted(found.bad)
         for place in broken:
-            if call.keys[place] in ask.repaired:
+            if call.keys[place] in past.repaired:
                 said = found.bad.get(place) or found.fault
                 failed[call.keys[place]] = f"InvalidAnswer: {said}"
         mended = [place for place in broken if call.keys[place] not in failed]
         if mended:
             keys = [call.keys[place] for place in mended]
-            ask.repaired.update(keys)
+            past.repaired.update(keys)
             text = answer.text or ""
             complaint = packing.again(ask.task, found, mended, text)
             calls.append(replace(call.of(keys, "repair"), complaint=complaint))
         rest = []
         for place in missing if not found.fault else ():
             key = call.keys[place]
-            ask.left_out[key] = ask.left_out.get(key, 0) + 1
-            if ask.left_out[key] > _RESTS and not found.good:
+            past.left_out[key] = past.left_out.get(key, 0) + 1
+            if past.left_out[key] > _RESTS and not found.good:
                 failed[key] = "LeftOut: the model answers the other items only"
             else:
                 rest.append(key)
         if rest:
             calls.append(call.of(rest, "rest"))
         return calls, failed
+
+    def _halves(self, call: _Call, keys: Sequence[Key], reason: str) -> list[_Call]:
+        for key in keys:
+            self._past.alone.setdefault(key, call.room)
+        return call.halves(keys, reason)
 
     # -- besides
 
@@ -538,26 +580,31 @@ class Asker:
         with suppress(Retry):
             self._ledger.pause(reason)
 
-    def _keep_failed(self, ask: _Ask) -> None:
-        """A batch that comes back does not pay once more for what failed."""
-        if len(self._failed) > _FAILED_KEPT:
-            self._failed.clear()
-        self._failed |= {key: one for key, one in ask.done.items() if isinstance(one, Failed)}
-
     def _release(self, keys: Collection[Key]) -> None:
         with suppress(Retry):  # the lease sees to it
             self._ledger.release(keys)
 
 
-def _packed(task: Task, items: Mapping[Key, Item], mine: Mapping[Key, int | None]) -> list[_Call]:
+def _packed(
+    task: Task,
+    items: Mapping[Key, Item],
+    mine: Mapping[Key, int | None],
+    alone: Mapping[Key, float],
+) -> list[_Call]:
     """Items as calls: those of one reason together, and those of a lost call, which is repeated."""
-    together: dict[tuple[str, int | None], list[Key]] = {}
+    together: dict[tuple[str, int | None, Key | None], list[Key]] = {}
     for key, item in items.items():
         if key in mine:
-            together.setdefault((item.reason, mine[key]), []).append(key)
+            own = key if key in alone else None
+            together.setdefault((item.reason, mine[key], own), []).append(key)
     return [
-        _Call(keys[start : start + task.pack], reason, set() if lost is None else {lost})
-        for (reason, lost), keys in together.items()
+        _Call(
+            keys[start : start + task.pack],
+            reason,
+            set() if lost is None else {lost},
+            1.0 if own is None else alone[own],
+        )
+        for (reason, lost, own), keys in together.items()
         for start in range(0, len(keys), task.pack)
     ]
 
@@ -579,7 +626,8 @@ def _raise(running: Collection[Future[None]], reason: str) -> None:
     grave = [error for error in errors if not isinstance(error, Pause | Retry | _Halted)]
     grave += [error for error in errors if isinstance(error, Pause)]
     grave += [error for error in errors if isinstance(error, Retry)]
-    raise grave[0] if grave else Retry(_AT_ONCE_SECONDS, f"llm: {reason}")
+    said = reason or next(filter(None, map(str, errors)), "the batch's time is over")
+    raise grave[0] if grave else Retry(_AT_ONCE_SECONDS, f"llm: {said}")
 
 
 def _backoff(first: float, most: float) -> Iterator[float]:

@@ -85,6 +85,10 @@ class Passing(Exception):
         self.limits = limits
 
 
+class Unfit(Pause):
+    """The endpoint does not take a field of the request as it is."""
+
+
 class Refused(Exception):
     """The endpoint does not take this request, and will not take it later."""
 
@@ -159,8 +163,8 @@ class Client:
         usage = came.usage
         details = getattr(usage, "prompt_tokens_details", None)
         return Answer(
-            text=choice.message.content,
-            refusal=getattr(choice.message, "refusal", None),
+            text=_text(choice.message.content),
+            refusal=_text(getattr(choice.message, "refusal", None)),
             finish=choice.finish_reason or "stop",
             input_tokens=getattr(usage, "prompt_tokens", None) or 0,
             output_tokens=getattr(usage, "completion_tokens", None) or 0,
@@ -230,7 +234,7 @@ class Client:
             )
         if status in (400, 413, 422):
             if parameter := self._refused_field(error, told):
-                return Pause(
+                return Unfit(
                     f"llm: {self.where} does not take {parameter} as it is sent ({said}): "
                     f"{told}; look at llm.temperature and llm.request"
                 )
@@ -308,6 +312,11 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return found if math.isfinite(found) and found >= 0 else None
+
+
+def _text(said: Any) -> str | None:
+    """Halves of characters, where an answer was cut short within one, can be kept nowhere."""
+    return None if said is None else str(said).encode(errors="replace").decode()
 
 
 def _stay_here(request: Request) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from headrace.config import Settings
+from headrace.errors import ConfigError
 from headrace.llm.endpoint import Endpoint
 from headrace.llm.prompts import Messages, Prompt
 from headrace.llm.redact import Redactor
@@ -187,9 +188,16 @@ def request(
         del body[ROOM[endpoint.official]]
     body |= llm.request
     most = next(body[name] for name in ROOM if name in body)
-    size = sum(len(message["content"].encode()) for message in messages)
-    size += len(orjson.dumps(schema))
-    return Request(body, size // _BYTES_A_TOKEN + 4 * len(messages), expected, most)
+    if not isinstance(most, int):  # what a call may cost at most has to be known
+        raise ConfigError(f"llm.request: max_tokens is a number, not {most}")
+    size = sum(tokens(message["content"]) + 4 for message in messages)
+    size += len(orjson.dumps(schema)) // _BYTES_A_TOKEN
+    return Request(body, size, expected, most)
+
+
+def tokens(text: str) -> int:
+    """About how many, where nobody has counted."""
+    return len(text.encode()) // _BYTES_A_TOKEN
 
 
 def read(task: Task | Reading, count: int, text: str) -> Read:

@@ -571,6 +571,6 @@ def test_nothing_is_held_of_what_was_asked(desk: Desk, p: Provider) -> None:
         found = asker.ask(packed(20), items(*texts, start=start))
         assert Counter(type(one) for one in found) == {Answered: 39, Failed: 1}
     ledger = asker._ledger
-    held = [asker._failed, ledger._items, ledger._calls, ledger._unwritten]
-    assert [len(one) for one in held] == [0, 0, 0, 0]
+    held = [*vars(asker._past).values(), ledger._items, ledger._calls, ledger._unwritten]
+    assert not any(held)
     assert claims(desk) == 0
