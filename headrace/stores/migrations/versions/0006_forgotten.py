@@ -54,7 +54,7 @@ COMMENTS: dict[str, str] = {
     "forget_orders.progress": "Where the readers must come to, and which steps are done",
     "forget_orders.counts": "What was found, by place",
     "forget_records": "The records of orders that are not purged yet",
-    'forget_records."offset"': "Where the deletion stands; empty: not published yet",
+    "forget_records.offset": "Where the deletion stands; empty: not published yet",
     "forget_records.published": "By this order; else it was deleted before",
     "forget_configs": "Settings of topics that a purge has changed and not yet set back",
     "forget_configs.before": "The topic's own setting before; empty: it had none",
