@@ -248,32 +248,12 @@ def estimate(load: Loader, group: str, as_json: bool) -> int:
 
 
 def _estimated(found: Estimate, settings: Settings) -> list[str]:
-    from headrace.backlog.report import span
-    from headrace.llm.admission import usd
+    from headrace.llm import estimates
 
     if not found.records:
         return [f"{found.group}: nothing waits, and no stored record lacks it"]
-    lines = [
+    return [
         f"{found.group}: {found.records:,} records ({found.waiting:,} messages wait,"
-        f" {found.missing:,} stored records lack it)"
+        f" {found.missing:,} stored records lack it)",
+        *(f"  {line}" for line in estimates.told(found, settings)),
     ]
-    each = found.each
-    if each is None:
-        return [*lines, "  nothing is known of a record yet: no call was made, and none is stored"]
-    inputs, outputs = found.tokens
-    lines.append(f"  {found.calls:,} calls, {inputs:,} tokens in, {outputs:,} out")
-    if found.cost is None or found.batch_cost is None:
-        lines.append(f"  no price of {found.model} is known: set llm.prices")
-    else:
-        lines.append(f"  {usd(found.cost)} with {found.model}; {usd(found.batch_cost)} by batches")
-    if found.seconds is not None:
-        limit = settings.llm.requests_per_minute
-        under = f" under {limit:,} calls a minute" if limit else ""
-        lines.append(f"  {span(found.seconds)} at the least{under}")
-    if each.by_ledger:
-        lines.append(f"  by what {each.records:,} records took lately")
-    else:
-        lines.append(
-            f"  by what would be sent for {each.records:,} stored records; answers guessed"
-        )
-    return lines

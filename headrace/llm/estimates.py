@@ -18,9 +18,11 @@ import psycopg
 
 from headrace.backlog import database
 from headrace.backlog.lag import Reader
+from headrace.backlog.report import span
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.llm import endpoint, packing, prices
+from headrace.llm.admission import usd
 from headrace.llm.asking import Failed
 from headrace.llm.ledger import Order
 from headrace.stream import topology as topologies
@@ -107,20 +109,59 @@ def read(settings: Settings, name: str) -> Estimate:
     group = topology.group(name)
     if not group.paid:
         raise HeadraceError(f"{group.short} asks no language model: nothing of it costs anything")
-    found = endpoint.named(settings)
     with Reader(settings) as reader:
         (lag,) = reader.read([group.short], members=False)
     with database.reading(settings) as connection:
         row = connection.execute(_PENDING, [group.short]).fetchone()
         missing = int(row[0]) if row else 0
-        each = _known(connection, group, found.model)
-        each = each or _rendered(connection, settings, group, found.model)
-    records = max(lag.backlog, missing)
-    cost = _cost(settings, found.model, records, each)
+        return _estimate(connection, settings, group, lag.backlog, missing, ())
+
+
+def of(settings: Settings, group: Group, records: int, parts: Sequence[str] = ()) -> Estimate:
+    """What so many stored records would take; `parts`: those alone."""
+    with database.reading(settings) as connection:
+        return _estimate(connection, settings, group, 0, records, parts)
+
+
+def told(found: Estimate, settings: Settings) -> list[str]:
+    """Lines for people: calls, tokens, cost, time, and where that is known from."""
+    each = found.each
+    if each is None:
+        return ["nothing is known of a record yet: no call was made, and none is stored"]
+    inputs, outputs = found.tokens
+    lines = [f"{found.calls:,} calls, {inputs:,} tokens in, {outputs:,} out"]
+    if found.cost is None or found.batch_cost is None:
+        lines.append(f"no price of {found.model} is known: set llm.prices")
+    else:
+        lines.append(f"{usd(found.cost)} with {found.model}; {usd(found.batch_cost)} by batches")
+    if found.seconds is not None:
+        limit = settings.llm.requests_per_minute
+        under = f" under {limit:,} calls a minute" if limit else ""
+        lines.append(f"{span(found.seconds)} at the least{under}")
+    by = f"what {each.records:,} records took lately"
+    if not each.by_ledger:
+        by = f"what would be sent for {each.records:,} stored records; answers guessed"
+    return [*lines, f"by {by}"]
+
+
+def _estimate(
+    connection: psycopg.Connection,
+    settings: Settings,
+    group: Group,
+    waiting: int,
+    missing: int,
+    parts: Sequence[str],
+) -> Estimate:
+    model = endpoint.named(settings).model
+    # The ledger knows whole records: parts take less.
+    each = None if parts else _known(connection, group, model)
+    each = each or _rendered(connection, settings, group, parts)
+    records = max(waiting, missing)
+    cost = _cost(settings, model, records, each)
     return Estimate(
         group.short,
-        found.model,
-        lag.backlog,
+        model,
+        waiting,
         missing,
         each,
         None if cost is None else float(cost),
@@ -141,13 +182,16 @@ def _known(connection: psycopg.Connection, group: Group, model: str) -> Each | N
 
 
 def _rendered(
-    connection: psycopg.Connection, settings: Settings, group: Group, model: str
+    connection: psycopg.Connection, settings: Settings, group: Group, parts: Sequence[str]
 ) -> Each | None:
     """By the calls that the stage would make for stored records. None where none is stored."""
     rows = connection.execute(_SAMPLES, [group.short, SAMPLES]).fetchall()
     if not rows:
         return None
-    records = [Record(id, kind, platform, orjson.loads(v)) for id, kind, platform, v in rows]
+    records = [
+        Record(id, kind, platform, orjson.loads(value), tuple(parts))
+        for id, kind, platform, value in rows
+    ]
     if str(settings.home) not in sys.path:
         sys.path.append(str(settings.home))  # groups of a project's own
     module = import_module(group.module)
@@ -179,7 +223,9 @@ class Recorder:
         self.model = self._endpoint.model
         self.requests: list[packing.Request] = []
 
-    def ask(self, task: packing.Task, items: Sequence[packing.Item]) -> list[Failed]:
+    def ask(
+        self, task: packing.Task, items: Sequence[packing.Item], *, since: float | None = None
+    ) -> list[Failed]:
         for start in range(0, len(items), task.pack):
             some = items[start : start + task.pack]
             self.requests.append(packing.request(self._settings, self._endpoint, task, some))
