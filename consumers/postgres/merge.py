@@ -51,7 +51,8 @@ class Served(NamedTuple):
 class State(NamedTuple):
     """One row of table outcomes.
 
-    parts    name of a part → [input rank, rank, *place of its message]; its value is result[name]
+    parts    name of a part → [input rank, rank, *place of its message]; its value is result[name].
+             Parts that are not ok have none: they stand behind every whole outcome
     earlier  the last ok result where the outcome is not ok itself
     floor    the newest deletion, which no older ok result may pass, where there is no `earlier`
     vector   came with the result; a row that was read from its table has none
@@ -100,18 +101,15 @@ def later(one: State | Served, other: State | Served) -> bool:
 
 def merge(stored: State, came: State) -> State:
     """Both in one; `stored` itself where nothing changes."""
+    top, low = (came, stored) if later(came, stored) else (stored, came)
     if (stored.parts or came.parts) and _same_place(stored.root, came.root):
-        top = _with_parts(stored, came)
-        low = None
-    else:
-        top, low = (came, stored) if later(came, stored) else (stored, came)
+        top = _with_parts(top, low)
     if top.outcome == "ok":
         earlier = floor = None
     else:
         floor = _latest_floor(stored, came)
-        offered = [stored.earlier, came.earlier] if low is None else [top.earlier, low.served]
         earlier = None
-        for candidate in offered:
+        for candidate in (top.earlier, low.served):
             if candidate is None or (floor and not candidate.root.after(floor)):
                 continue
             if earlier is None or later(candidate, earlier):
@@ -136,9 +134,8 @@ def _latest_floor(one: State, other: State) -> Place | None:
     return floor
 
 
-def _with_parts(one: State, other: State) -> State:
+def _with_parts(base: State, rest: State) -> State:
     """The later whole outcome of a revision, with the parts that are later still."""
-    base, rest = (one, other) if later(one, other) else (other, one)
     parts: dict[str, list[Any]] = {}
     values: dict[str, Any] = {}
     for state in (rest, base):

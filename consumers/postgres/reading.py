@@ -411,11 +411,12 @@ def _keep_outcome(
             raise Fault(f"an outcome of {stage} is whole, it has no parts")
         result, graph = graphs.taken(record_id, value["platform"], result)
     input_rank, parts = lineage.input_rank, None
-    if lineage.parts and result is not None:
-        order = [lineage.input_rank, lineage.rank, *out]
-        parts = dict.fromkeys(lineage.parts.split(","), order)
-        result = {name: result.get(name) for name in parts}
+    if lineage.parts:  # any whole outcome stands before them; not ok, they change nothing of it
         input_rank = NO_WHOLE
+        if result is not None:
+            order = [lineage.input_rank, lineage.rank, *out]
+            parts = dict.fromkeys(lineage.parts.split(","), order)
+            result = {name: result.get(name) for name in parts}
     state = State(
         record_id,
         stage,

@@ -173,7 +173,8 @@ class Maker:
         return Redo(row.id, row.id.encode(), orjson.dumps(value), [(HEADER, lineage.pack())])
 
     def _stage_letter(self, row: Any) -> Redo | None:
-        """The lineage that it died with; without one, that of the record which stands there."""
+        """The lineage that it died with, of a part maybe; without one, that of the record which
+        stands there."""
         headers = row.headers or {}
         value = row.value if row.value is not None else (row.record_value or "").encode()
         if row.key is None or not value:
@@ -181,7 +182,7 @@ class Maker:
         place = Position(row.topic, row.partition, row.at)
         try:
             was = Lineage.unpack(headers.get(HEADER, "").encode())
-            was = Lineage(was.revision, was.run, was.input_rank, 0, (), place)
+            was = Lineage(was.revision, was.run, was.input_rank, 0, was.parts, place)
         except ValueError:
             if row.record_topic_id is None:
                 return None

@@ -98,7 +98,8 @@ JOIN dim_platform p ON p.id = r.platform_id
 GROUP BY m.type, m.name, p.name
 """
 
-# A letter's place is its input's, so an outcome of that input that is not dead has answered it. A
+# A letter's place is its input's, so an outcome of that input that is not dead has answered it; one
+# of parts (its header `hr` names them) is answered when the result has them. A
 # record that has another place on the letter's topic, and came there after the letter died, has a
 # newer revision, whichever incarnation of the topic that is. The cause is the reason without what
 # differs from letter to letter.
@@ -109,7 +110,10 @@ SELECT d.id, d."group", d.record_key, d.topic, d.partition, d."offset", d.reason
        CASE WHEN q.letter IS NOT NULL THEN 'queued'
             WHEN d.resolved_at IS NOT NULL THEN 'done'
             WHEN o.input_topic = d.topic AND o.input_partition = d.partition
-             AND o.input_offset = d."offset" AND o.outcome <> 'dead' THEN 'done'
+             AND o.input_offset = d."offset" AND o.outcome <> 'dead'
+             AND (coalesce(split_part(d.headers->>'hr', ';', 5), '') = ''
+                  OR o.result ?& string_to_array(split_part(d.headers->>'hr', ';', 5), ','))
+            THEN 'done'
             WHEN r.deleted
               OR r.topic = d.topic AND r.partition = d.partition AND r."offset" > d."offset"
               OR r.topic = d.topic AND (r.partition, r."offset") <> (d.partition, d."offset")

@@ -266,6 +266,8 @@ class StageLoop:
             mine[_COUNTED[kind]] += 1
             if kind == "dead":
                 letters.append(DeadLetter(input, (reason or "").partition(":")[0], reason or ""))
+            if record.parts and kind not in ("ok", "deleted"):
+                parts = record.parts  # what was not asked for is left as it is
             own = ",".join(parts) if parts else ""
             headers: Headers = [(HEADER, f"{head};{rank};{own};{position}".encode())]
             if trace is not None:
@@ -373,7 +375,8 @@ class StageLoop:
             (_ERRORS + name, text.encode()) for name, text in details.items()
         ]
         if input.head:
-            headers.append((HEADER, input.header(self._group.rank)))
+            parts = ",".join(input.record.parts)
+            headers.append((HEADER, input.header(self._group.rank, parts)))
         return (self._letters.name, message.key(), value, headers)
 
     def _event(
