@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError
+from headrace.redo.commands import Estimate, carry_out, known_platforms, order_options, paid
+
+if TYPE_CHECKING:
+    from headrace.redo import flows
 
 Loader = Callable[[], Settings]
-
-LATE = 3  # exit status of a wait that timed out
 
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _platform = click.option(
@@ -26,6 +28,15 @@ def scores() -> None:
     """Scores by dimension, and the weights that they are added up with."""
 
 
+# One pass: the name '' counts the records themselves.
+_COUNTS = """
+SELECT names.name, count(*)
+FROM scores s CROSS JOIN LATERAL (SELECT jsonb_object_keys(s.scores) UNION ALL SELECT '')
+  AS names (name)
+GROUP BY 1
+"""
+
+
 @scores.command("list")
 @_json
 @click.pass_obj
@@ -35,31 +46,40 @@ def list_(load: Loader, as_json: bool) -> None:
     from headrace.stores import scoring
 
     settings = load()
-    query = """
-        SELECT count(*), coalesce(jsonb_object_agg(name, n), '{}') FROM (
-          SELECT d.name, count(*) FILTER (WHERE s.scores ? d.name) AS n
-          FROM score_dimensions d LEFT JOIN scores s ON true GROUP BY d.name) counted
-    """
     with database.reading(settings) as connection:
-        known = scoring.in_force(connection)
-        row = connection.execute("SELECT count(*) FROM scores").fetchone()
-        total = int(row[0]) if row else 0
-        row = connection.execute(query).fetchone()
-        counts: dict[str, int] = row[1] if row else {}
+        connection.execute("SET LOCAL statement_timeout = 0")
+        weighed = scoring.in_force(connection)
+        counts = {str(name): int(count) for name, count in connection.execute(_COUNTS)}
         pending = scoring.differs(connection, settings)
+    total = counts.pop("", 0)
+    wanted = settings.scores.dimensions
+    found = [
+        {
+            "name": name,
+            "weight": weighed[name].weight if name in weighed else None,
+            "description": wanted[name].description if name in wanted else None,
+            "records": counts.get(name, 0),
+            "asked": name in wanted,
+        }
+        for name in dict.fromkeys([*weighed, *wanted, *sorted(counts)])
+    ]
     if as_json:
-        found = [
-            {"name": name, "weight": one.weight, "description": one.description,
-             "records": counts.get(name, 0)}
-            for name, one in known.items()
-        ]  # fmt: skip
         click.echo(json.dumps({"records": total, "dimensions": found, "pending": pending}))
         return
-    for name, one in known.items():
-        share = f"{counts.get(name, 0):,} of {total:,}"
-        click.echo(f"{name:<20} weight {one.weight:<6g} {share:>20}  {one.description}")
+    width = max(len(str(one["name"])) for one in found)
+    for one in found:
+        weight = "no weight" if one["weight"] is None else f"weight {one['weight']:g}"
+        share = f"{one['records']:,} of {total:,}"
+        said = one["description"] if one["asked"] else "(not in scores.dimensions)"
+        click.echo(f"{one['name']:<{width}}  {weight:<12}  {share:>19}  {said}")
     if pending:
         click.echo("the settings say something else: `headrace scores recompute` puts it in force")
+    for one in found:
+        if one["asked"] and one["records"] < total:
+            click.echo(
+                f"{total - one['records']:,} records lack {one['name']}:"
+                f" `headrace scores backfill --dimension {one['name']}`"
+            )
 
 
 @scores.command()
@@ -73,6 +93,7 @@ def recompute(load: Loader, as_json: bool) -> None:
     settings = load()
     migrate.upgrade(settings)
     with postgres.connect(settings, autocommit=True) as connection:
+        connection.execute("SET statement_timeout = 0")
         row = connection.execute("SELECT count(*) FROM scores").fetchone()
         total = int(row[0]) if row else 0
         with display.chosen(as_json) as tell:
@@ -88,29 +109,19 @@ def recompute(load: Loader, as_json: bool) -> None:
 
 @scores.command()
 @click.option("--dimension", required=True, help="Ask for this one where it is missing.")
-@_platform
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many records.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Only the estimate.")
-@click.option("--wait", is_flag=True, help="Until every outcome is stored.")
-@click.option("--timeout", type=float, help="Seconds to wait; then exit 3.")
-@_json
+@order_options
 @click.pass_obj
 def backfill(
     load: Loader,
     dimension: str,
     platforms: tuple[str, ...],
-    limit: int | None,
-    yes: bool,
     dry_run: bool,
-    wait: bool,
-    timeout: float | None,
     as_json: bool,
+    **how: Any,
 ) -> int:
     """Ask for one dimension where it is missing; the others stay as they are."""
-    from consumers.scores import estimates
     from headrace.backlog import reach
-    from headrace.redo import commands, display, flows
+    from headrace.redo import display, flows
     from headrace.stream import topology as topologies
 
     settings = load()
@@ -120,30 +131,19 @@ def backfill(
             f"dimension {dimension} is not in scores.dimensions of the settings; there are: {known}"
         )
     topology = topologies.load(settings)
-    commands.known_platforms(topology.platforms, platforms)
+    known_platforms(topology.platforms, platforms)
     group = flows.stage_of(topology, "scores")
     reach.kafka(settings)
     tell = display.chosen(as_json)
-    asked = flows.Backfill(
-        settings, topology, group, dimension, tell, platforms=platforms, dry_run=dry_run
-    )
+    asked = flows.Backfill(settings, topology, group, tell, dimension, platforms, dry_run=dry_run)
     with asked as one:
-        found = min(one.found, limit or one.found)
-        about = estimates.text(settings, found, dimension)
-        if dry_run or not found:
-            commands.say(one.report, as_json, about)
-            return 0
-        if not yes:
-            if as_json or not sys.stdin.isatty():
-                raise HeadraceError(f"{about}; say --yes to have it done")
-            click.echo(about, err=True)
-            click.confirm("Queue them?", abort=True, err=True)
-        elif not as_json:
-            click.echo(about, err=True)
-        with tell:
-            report = one.run(limit=limit, wait=wait, timeout=timeout)
-    commands.say(report, as_json, commands.queued(report))
-    return LATE if report.timed_out else 0
+        return carry_out(one, _of_backfill, as_json=as_json, **how)
+
+
+def _of_backfill(one: flows.Order, records: int) -> Estimate:
+    (dimension,) = one.parts
+    lack = f"{records:,} records lack" if records else "no record lacks"
+    return paid(one, records, f"{one.group.short}: {lack} {dimension}")
 
 
 _TOP = """
@@ -152,7 +152,7 @@ WITH best AS (
   JOIN records r ON r.id = s.record_id AND NOT r.deleted
   JOIN dim_platform p ON p.id = r.platform_id
   WHERE s.weighted IS NOT NULL AND (%(platforms)s::text[] = '{}' OR p.name = ANY(%(platforms)s))
-  ORDER BY s.weighted DESC, s.record_id LIMIT %(limit)s
+  ORDER BY s.weighted DESC NULLS LAST, s.record_id LIMIT %(limit)s
 )
 SELECT p.id, p.platform, p.community, p.author, p.created_at, b.weighted, b.scores, p.text, p.url
 FROM best b JOIN posts p ON p.id = b.record_id
@@ -169,11 +169,11 @@ ORDER BY b.weighted DESC, b.record_id
 def top(load: Loader, by: str, platforms: tuple[str, ...], limit: int, as_json: bool) -> None:
     """The posts with the highest weighted score."""
     from headrace.backlog import database
-    from headrace.redo import commands
     from headrace.stream import topology as topologies
 
     settings = load()
-    commands.known_platforms(topologies.load(settings).platforms, platforms)
+    asked = settings.scores.dimensions
+    known_platforms(topologies.load(settings).platforms, platforms)
     with database.reading(settings) as connection:
         cursor = connection.execute(_TOP, {"platforms": list(platforms), "limit": limit})
         names = [column.name for column in cursor.description or ()]
@@ -182,11 +182,14 @@ def top(load: Loader, by: str, platforms: tuple[str, ...], limit: int, as_json: 
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
     if not rows:
-        click.echo("nothing has a score yet: `headrace run scores`, with a language model (llm.*)")
+        of = f"of {', '.join(platforms)} " if platforms else ""
+        click.echo(f"nothing {of}has a score yet: `headrace run scores`, with a model (llm.*)")
         return
     for place, row in enumerate(rows, 1):
         where = " · ".join(filter(None, (row["platform"], row["community"], row["author"])))
-        marks = ", ".join(f"{name} {value:g}" for name, value in row["scores"].items())
+        scored = row["scores"]
+        order = [name for name in dict.fromkeys([*asked, *scored]) if name in scored]
+        marks = ", ".join(f"{name} {scored[name]:g}" for name in order)
         click.echo(f"{place:>3}. {row['weighted']:.2f}  {where}  [{marks}]")
         click.echo(f"     {_line(row['text'] or '')}")
         click.echo(f"     {row['id']}")

@@ -3,12 +3,16 @@ it. Many posts go into a call; an answer is a post's own, whatever stood beside 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.config import Scores
 from headrace.llm import asking, prompts
+from headrace.log import get
 from headrace.stream.stage import Context, Outcome, Process, Record, dead, deferred, drop, ok
+
+log = get(__name__)
 
 SCALE = 10
 _TOKENS = 12  # of an answer, for each dimension of each post
@@ -23,9 +27,11 @@ class ScoresStage:
         self._settings = settings
         self._asker = asker
         self._prompt = prompts.load("consumers.scores", "scores")
+        self._missed: set[str] = set()  # told once
         self.version = f"{self._prompt.version}-{asker.model}"
 
     def __call__(self, batch: Sequence[Record]) -> list[Outcome]:
+        began = time.monotonic()
         outcomes: dict[int, Outcome] = {}
         asked: dict[tuple[str, ...], list[int]] = {}
         for place, record in enumerate(batch):
@@ -38,7 +44,7 @@ class ScoresStage:
                 asked.setdefault(wanted, []).append(place)
         for names, places in asked.items():
             items = [self._item(batch[place], names) for place in places]
-            answers = self._asker.ask(self._task(names), items)
+            answers = self._asker.ask(self._task(names), items, since=began)
             for place, answer in zip(places, answers, strict=True):
                 parts = names if batch[place].parts else ()
                 outcomes[place] = _outcome(answer, names, parts)
@@ -47,6 +53,13 @@ class ScoresStage:
     def _wanted(self, parts: Sequence[str]) -> tuple[str, ...]:
         """The dimensions to ask for, in the settings' order; those that are none any more are
         left out."""
+        for unknown in set(parts) - self._settings.dimensions.keys() - self._missed:
+            self._missed.add(unknown)
+            log.warning(
+                "dimension %s is asked for, and scores.dimensions does not name it: it was taken"
+                " out, or this worker is to be restarted with the newer settings",
+                unknown,
+            )
         return tuple(name for name in self._settings.dimensions if not parts or name in parts)
 
     def _task(self, names: Sequence[str]) -> asking.Task:
@@ -60,7 +73,8 @@ class ScoresStage:
         )
 
     def _item(self, record: Record, names: Sequence[str]) -> asking.Item:
-        return asking.Item(record.id, ",".join(names), self._content(record.value, record.text))
+        content = self._content(record.value, record.text)
+        return asking.Item(record.id, ",".join(names), content, alone=record.parts)
 
     def _content(self, value: Mapping[str, Any], text: str) -> dict[str, str]:
         shown = {"platform": value.get("platform"), "community": value.get("community")}

@@ -179,11 +179,25 @@ WHERE o.stage = %(stage)s AND o.outcome = 'ok' AND NOT o.result ? %(part)s
 """
 
 
+# A letter that is done may have been the whole record's; what is dismissed is not asked for again.
+_DIED_OF_IT = """
+FROM letters d
+WHERE d."group" = %(stage)s AND d.topic = r.topic AND d.partition = r.partition
+  AND d."offset" = r."offset" AND d.state IN ('open', 'dismissed')
+"""
+
+_UNDER_WAY = """
+FROM llm_request_items i JOIN llm_requests q ON q.id = i.request
+WHERE i.record_id = r.id AND q.stage = %(stage)s
+  AND %(part)s = ANY(string_to_array(i.alone, ','))
+"""
+
+
 def lacking(group: Group, part: str, platforms: Sequence[str] = ()) -> Query:
-    """Records whose result of a stage has no part of this name."""
+    """Records whose result of a stage has no part of this name, nor is any to come."""
     source = _LACKING + (_OF_PLATFORM if platforms else "")
     parameters = {"stage": group.short, "part": part, "platforms": list(platforms)}
-    return Query(source, (_QUEUED,), parameters, "o.record_id")
+    return Query(source, (_QUEUED, _DIED_OF_IT, _UNDER_WAY), parameters, "o.record_id")
 
 
 @dataclass(frozen=True, slots=True)

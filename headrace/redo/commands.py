@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from headrace.redo import flows
 
 Loader = Callable[[], Settings]
 
@@ -24,6 +27,22 @@ _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 _wait = click.option("--wait", is_flag=True, help="Until every outcome is stored.")
 _timeout = click.option("--timeout", type=float, help="Seconds to wait; then exit 3.")
 _limit = click.option("--limit", type=click.IntRange(min=1), help="At most so many records.")
+_ORDER = (
+    _platform,
+    _limit,
+    click.option("--yes", is_flag=True, help="Do not ask."),
+    click.option("--dry-run", is_flag=True, help="Only the estimate."),
+    _wait,
+    _timeout,
+    _json,
+)
+
+
+def order_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a command that tells what it will do, asks, and does it; see `carry_out`."""
+    for option in reversed(_ORDER):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -295,17 +314,11 @@ def requeue(
 
 @click.command()
 @click.argument("stage")
-@_platform
 @click.option("--since", metavar="WHEN", help="Outcomes made from then on: a date, or '7 days'.")
 @click.option("--until", metavar="WHEN", help="Outcomes made before.")
 @click.option("--version", "old", help="Only outcomes of this older version.")
 @click.option("--confidence-below", type=float, help="Only results less sure than this.")
-@_limit
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Only the estimate.")
-@_wait
-@_timeout
-@_json
+@order_options
 @click.pass_obj
 def upgrade(
     load: Loader,
@@ -315,12 +328,9 @@ def upgrade(
     until: str | None,
     old: str | None,
     confidence_below: float | None,
-    limit: int | None,
-    yes: bool,
     dry_run: bool,
-    wait: bool,
-    timeout: float | None,
     as_json: bool,
+    **how: Any,
 ) -> int:
     """Have STAGE do again what an older version of it made."""
     from headrace.backlog import reach
@@ -341,26 +351,38 @@ def upgrade(
     )
     reach.kafka(settings)
     tell = display.chosen(as_json)
-    with flows.Upgrade(settings, topology, group, wanted, tell, dry_run=dry_run) as one:
-        estimate = one.estimate()
-        if limit is not None and limit < estimate.records:
-            estimate = flows.Estimate(estimate.target, limit, estimate.rate, estimate.workers)
-        about = _estimate(group.short, estimate)
-        if dry_run or not (estimate.records or wait or one.report.resent):
-            extra = {"seconds": estimate.seconds, "target": str(estimate.target)}
-            say(one.report, as_json, about, **extra)
-            return 0
-        if not yes and estimate.records:
-            if as_json or not sys.stdin.isatty():
-                raise HeadraceError(f"{about}; say --yes to have it done")
-            click.echo(about, err=True)
+    with flows.Upgrade(settings, topology, group, tell, wanted, dry_run=dry_run) as one:
+        return carry_out(one, _of_upgrade, as_json=as_json, **how)
+
+
+def carry_out(
+    one: flows.Order,
+    about: Callable[[flows.Order, int], Estimate],
+    *,
+    limit: int | None,
+    yes: bool,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    """Look, tell what it would take, ask, queue; the exit status. `about`: of so many records."""
+    found = one.look()
+    estimate = about(one, min(found, limit or found))
+    report = one.report
+    if one.dry_run or not (found or wait or report.resent):
+        say(report, as_json, estimate.text, **estimate.more)
+        return 0
+    if found:
+        if not yes and (as_json or not sys.stdin.isatty()):
+            raise HeadraceError(f"{estimate.line}; say --yes to have it done")
+        if not as_json:
+            click.echo(estimate.text, err=True)
+        if not yes:
             click.confirm("Queue them?", abort=True, err=True)
-        elif estimate.records and not as_json:
-            click.echo(about, err=True)
-        with tell:
-            report = one.run(limit=limit, wait=wait, timeout=timeout)
+    with one.tell:
+        report = one.run(limit=limit, wait=wait, timeout=timeout)
     done = report.queued or report.resent or report.left_out or report.timed_out
-    say(report, as_json, queued(report) if done else about, target=str(estimate.target))
+    say(report, as_json, queued(report) if done else estimate.text, **estimate.more)
     return LATE if report.timed_out else 0
 
 
@@ -403,16 +425,54 @@ def queued(report: Any) -> str:
     return text if report.still_dead is not None else f"{text} (`headrace lag {report.group}`)"
 
 
-def _estimate(group: str, estimate: Any) -> str:
-    if not estimate.records:
-        return (
-            f"{group}: nothing is older than version {estimate.target} or it is queued already; an"
+class Estimate(NamedTuple):
+    """What an order would take: lines for people, fields for programs."""
+
+    lines: Sequence[str]
+    more: Mapping[str, object]
+
+    @property
+    def line(self) -> str:
+        return "; ".join(self.lines)
+
+    @property
+    def text(self) -> str:
+        return "\n  ".join(self.lines)
+
+
+def paid(one: flows.Order, records: int, said: str) -> Estimate:
+    """Of work that asks a language model."""
+    from headrace.llm import estimates
+
+    if not records:
+        return Estimate([said], {})
+    found = estimates.of(one.settings, one.group, records, one.parts)
+    return Estimate([said, *estimates.told(found, one.settings)], {"estimate": found.as_dict()})
+
+
+def _of_upgrade(one: flows.Order, records: int) -> Estimate:
+    from headrace.redo import flows
+
+    assert isinstance(one, flows.Upgrade)
+    name, target = one.group.short, {"target": str(one.target)}
+    if not records:
+        said = (
+            f"{name}: nothing is older than version {one.target} or it is queued already; an"
             " upgrade begins with a new version in topics.yaml and a restart of the group"
         )
-    text = f"{group}: {estimate.records:,} records to version {estimate.target}"
-    if estimate.seconds is None:
-        return f"{text}; how long it takes is not known, since the group has not said its rate"
-    return f"{text}, about {_duration(estimate.seconds)} at {estimate.rate:,.0f} records a second"
+        if not one.target.whole:
+            said += ". It does not run now, so which model and prompt it has is not known"
+        return Estimate([said], target)
+    said = f"{name}: {records:,} records to version {one.target}"
+    if one.group.paid:
+        lines, more = paid(one, records, said)
+        return Estimate(lines, {**more, **target})
+    rate = one.rate()
+    if not rate:
+        said += "; how long it takes is not known, since the group has not said its rate"
+        return Estimate([said], {**target, "seconds": None})
+    said += f", about {_duration(records / rate)} at {rate:,.0f} records a second"
+    return Estimate([said], {**target, "seconds": records / rate})
 
 
 def _duration(seconds: float) -> str:

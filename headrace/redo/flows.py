@@ -1,4 +1,4 @@
-"""The three ways back, from first to last: redrive, requeue, upgrade; and dismissing the dead.
+"""The ways back, from first to last: redrive, requeue, upgrade, backfill; and dismissing the dead.
 
 Each way back may be killed at any instant and started again: it first sends what its predecessor
 had noted, and then goes on with what is not queued yet.
@@ -7,11 +7,15 @@ had noted, and then goes on with what is not queued yet.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
+import psycopg
+
+from headrace.backlog import database
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.redo import choosing, letters, pace
@@ -28,6 +32,10 @@ _LOOK_SECONDS = 5.0  # between two looks for rows that no outcome will remove
 
 class Tell(Protocol):
     """Who hears how it goes: a step's name with its total, each advance, single lines."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
     def step(self, name: str, total: int | None) -> None: ...
 
@@ -194,11 +202,7 @@ def requeue(
 ) -> Report:
     """Have a stage do the records that it has passed and has no answer for."""
     report = Report(group.short, "missing")
-    with (
-        Sender(settings, topology, group)
-        if not dry_run
-        else _looking(settings, topology, group) as sender
-    ):
+    with _sender(settings, topology, group, dry_run) as sender:
         if not dry_run:
             report.resent = sender.resend().queued
         standing = Standing(sender.admin, sender.connection, topology, group)
@@ -212,147 +216,125 @@ def requeue(
         )
         report.found = choice.count(sender.connection)
         if not dry_run:
-            _queue_chosen(sender, choice, "missing", reason, limit, tell, report)
+            if report.found:
+                sender.begin("missing", reason)
+                _queue_chosen(sender, choice, limit, tell, report)
             if wait:
                 _wait_for_answers(sender, standing, tell, report, timeout)
     return report
 
 
-# -- a part that results lack
+# -- what outcomes lack, or an older version made
 
 
-class Backfill:
-    """Have a stage make one part of its results where it is missing. Use `with`; with `dry_run`
-    nothing is changed."""
+@dataclass
+class Order(ABC):
+    """What a stage is to do of what it has done: first looked at, then queued. Use `with`; with
+    `dry_run` nothing is changed."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        topology: Topology,
-        group: Group,
-        part: str,
-        tell: Tell,
-        *,
-        platforms: Sequence[str] = (),
-        dry_run: bool = False,
-    ) -> None:
-        self._tell = tell
-        self._group = group
-        self._part = part
-        self._dry_run = dry_run
-        made = _looking if dry_run else Sender
-        self._sender: Sender = made(settings, topology, group)
-        self._topology = topology
-        self._choice = choosing.lacking(group, part, platforms)
-        self.report = Report(group.short, "backfill")
+    kind: ClassVar[str]
 
-    def __enter__(self) -> Backfill:
-        """Raises HeadraceError where the store has outcomes to read and does not run."""
-        sender = self._sender
-        try:
-            sender.__enter__()
-            self._standing = Standing(sender.admin, sender.connection, self._topology, self._group)
-            self._standing.wait_for_store(self._standing.written(), self._tell.say)
-            if not self._dry_run:
-                self.report.resent = sender.resend().queued
-                self._standing.drop_unanswered()
-            self.report.found = self._choice.count(sender.connection)
-        except BaseException:
-            sender.close()
-            raise
+    settings: Settings
+    topology: Topology
+    group: Group
+    tell: Tell
+    dry_run: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.report = Report(self.group.short, self.kind)
+        self._sender = _sender(self.settings, self.topology, self.group, self.dry_run)
+
+    def __enter__(self) -> Self:
+        self._sender.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._sender.close()
+    def __exit__(self, *error: Any) -> None:
+        self._sender.__exit__(*error)
 
     @property
-    def found(self) -> int:
+    @abstractmethod
+    def reason(self) -> str:
+        """Kept with each record."""
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """Parts of the results that alone are asked for; none: the whole."""
+        return ()
+
+    @abstractmethod
+    def _chosen(self, sender: Sender) -> Choice: ...
+
+    def look(self) -> int:
+        """How many records there are to do. Raises HeadraceError where the store has outcomes of
+        the stage to read and does not run."""
+        sender = self._sender
+        self._choice = self._chosen(sender)
+        self._standing = Standing(sender.admin, sender.connection, self.topology, self.group)
+        self._standing.wait_for_store(self._standing.written(), self.tell.say)
+        if not self.dry_run:
+            self.report.resent = sender.resend().queued
+            self._standing.drop_unanswered()
+        self.report.found = self._choice.count(sender.connection)
         return self.report.found
 
     def run(
         self, *, limit: int | None = None, wait: bool = False, timeout: float | None = None
     ) -> Report:
-        sender, report, tell = self._sender, self.report, self._tell
-        reason = f"backfill {self._part}"
-        _queue_chosen(sender, self._choice, "backfill", reason, limit, tell, report, [self._part])
+        """Queue what was found."""
+        sender, report = self._sender, self.report
+        if report.found:
+            sender.begin(self.kind, self.reason, self.parts)
+            _queue_chosen(sender, self._choice, limit, self.tell, report)
         if wait:
-            _wait_for_answers(sender, self._standing, tell, report, timeout)
+            _wait_for_answers(sender, self._standing, self.tell, report, timeout)
         return report
 
 
-# -- what an older version made
+@dataclass
+class Backfill(Order):
+    """One part of a stage's results, where it is missing."""
 
+    kind = "backfill"
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What an upgrade would do: `records` at `rate` a second (None: not known), by `workers`."""
-
-    target: Target
-    records: int
-    rate: float | None
-    workers: int
+    part: str
+    platforms: Sequence[str] = ()
 
     @property
-    def seconds(self) -> float | None:
-        return self.records / self.rate if self.rate else None
+    def reason(self) -> str:
+        return f"backfill {self.part}"
+
+    @property
+    def parts(self) -> Sequence[str]:
+        return (self.part,)
+
+    def _chosen(self, sender: Sender) -> Choice:
+        return choosing.lacking(self.group, self.part, self.platforms)
 
 
-class Upgrade:
-    """One upgrade: first estimate, then run. Use `with`; with `dry_run` nothing is changed."""
+@dataclass
+class Upgrade(Order):
+    """What an older version of a stage made. Once it has looked it knows its target."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        topology: Topology,
-        group: Group,
-        wanted: Wanted,
-        tell: Tell,
-        *,
-        dry_run: bool = False,
-    ) -> None:
-        self._tell = tell
-        self._settings = settings
-        self._topology = topology
-        self._group = group
-        self._wanted = wanted
-        self._dry_run = dry_run
-        made = _looking if dry_run else Sender
-        self._sender: Sender = made(settings, topology, group)
-        self.report = Report(group.short, "upgrade")
+    kind = "upgrade"
 
-    def __enter__(self) -> Upgrade:
-        self._sender.__enter__()
-        return self
+    wanted: Wanted
 
-    def __exit__(self, *_: object) -> None:
-        self._sender.close()
+    @property
+    def reason(self) -> str:
+        return f"upgrade to {self.target.version}"
 
-    def estimate(self) -> Estimate:
-        """How much there is to do. Raises HeadraceError where the group runs another version than
-        topics.yaml says, or the store has its outcomes to read and does not run."""
-        sender, group = self._sender, self._group
-        members = sender.admin.members(group.name)
-        self._target = target_of(group, members)
-        self._standing = Standing(sender.admin, sender.connection, self._topology, group)
-        self._standing.wait_for_store(self._standing.written(), self._tell.say)
-        if not self._dry_run:
-            self.report.resent = sender.resend().queued
-            self._standing.drop_unanswered()
-        self._choice = choosing.older(group, self._target, self._wanted)
-        self.report.found = self._choice.count(sender.connection)
-        rate = pace.per_second(self._settings, sender.admin, self._topology, group)
-        workers = len(members) or group.workers
-        return Estimate(self._target, self.report.found, rate and rate * workers, workers)
+    def _chosen(self, sender: Sender) -> Choice:
+        """Raises HeadraceError where the group runs another version than topics.yaml says."""
+        members = sender.admin.members(self.group.name)
+        self.workers = len(members) or self.group.workers
+        self.target = target_of(self.group, members)
+        return choosing.older(self.group, self.target, self.wanted)
 
-    def run(
-        self, *, limit: int | None = None, wait: bool = False, timeout: float | None = None
-    ) -> Report:
-        reason = f"upgrade to {self._target.version}"
-        choice, report, tell = self._choice, self.report, self._tell
-        _queue_chosen(self._sender, choice, "upgrade", reason, limit, tell, report)
-        if wait:
-            _wait_for_answers(self._sender, self._standing, tell, report, timeout)
-        return report
+    def rate(self) -> float | None:
+        """Records a second that the group's workers do, as far as they have told."""
+        admin = self._sender.admin
+        each = pace.per_second(self.settings, admin, self.topology, self.group)
+        return each and each * self.workers
 
 
 def target_of(group: Group, members: Sequence[clients.Member]) -> Target:
@@ -407,27 +389,26 @@ class _Looker:
 class _Looking(Sender):
     """Changes nothing, and needs no lock."""
 
-    def __enter__(self) -> _Looking:
+    def _prepare(self) -> None: ...
+
+    def __enter__(self) -> Self:
         return self
 
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.close()
+        if isinstance(error, psycopg.Error):
+            with database.in_words(self.settings):
+                raise error
 
-def _looking(settings: Settings, topology: Topology, group: Group) -> Sender:
-    return _Looking(settings, topology, group)
+
+def _sender(settings: Settings, topology: Topology, group: Group, dry_run: bool) -> Sender:
+    return (_Looking if dry_run else Sender)(settings, topology, group)
 
 
 def _queue_chosen(
-    sender: Sender,
-    choice: Choice,
-    kind: str,
-    reason: str,
-    limit: int | None,
-    tell: Tell,
-    report: Report,
-    parts: Sequence[str] = (),
+    sender: Sender, choice: Choice, limit: int | None, tell: Tell, report: Report
 ) -> None:
-    if not report.found:
-        return
-    sender.begin(kind, reason, parts)
+    """What belongs to the order that the sender has begun."""
     lines = (line for page in choice.pages(sender.connection, sender.chunk) for line in page)
     total = min(report.found, limit or report.found)
     _send_all(sender, islice(lines, limit), total, tell, report)

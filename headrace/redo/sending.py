@@ -112,8 +112,7 @@ class Sender:
         self._failed: KafkaError | None = None
         self.admin = clients.admin(settings)
         try:
-            topics.ensure(settings, topology, self.admin)
-            migrate.upgrade(settings, topology)
+            self._prepare()
             self.connection = postgres.connect(
                 settings, autocommit=True, application=f"headrace redo {group.short}"
             )
@@ -126,6 +125,10 @@ class Sender:
         self._make = Maker(self.connection, topology, group, self._topic_ids)
         self._producer: Producer | None = None
         self._sent: dict[str | int, str] = {}  # of a chunk: a message's name → its record
+
+    def _prepare(self) -> None:
+        topics.ensure(self.settings, self.topology, self.admin)
+        migrate.upgrade(self.settings, self.topology)
 
     def __enter__(self) -> Self:
         try:
@@ -320,16 +323,18 @@ def queue(
     reason: str,
     *,
     kind: str = "asked",
+    parts: Sequence[str] = (),
     tell: Callable[[int], object] = lambda queued: None,
 ) -> Sent:
-    """Have a stage do these records again; `tell` hears how many are queued so far.
+    """Have a stage do these records again, or `parts` of them alone; `tell` hears how many are
+    queued so far.
 
     Those that are queued already, deleted, or of which the stage has nothing to read are left out.
     """
     total = Sent(0, 0)
     with Sender(settings, topology, group) as sender:
         sender.resend()
-        sender.begin(kind, reason)
+        sender.begin(kind, reason, parts)
         for ids in _chunks(record_ids, sender.chunk):
             total += sender.send([Line(record_id) for record_id in ids])
             tell(total.queued)

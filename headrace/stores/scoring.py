@@ -7,17 +7,21 @@ say what they are to be. The SQL function `weighted_score` is the only one that 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 
 from headrace.config import Dimension, Settings
+from headrace.errors import HeadraceError
+from headrace.stores import postgres
 
 CHUNK = 10_000
 
 # Held shared by whoever writes scores: when this is had alone, all that was reckoned by older
 # weights can be seen.
 LOCK = "hashtextextended('headrace scores ' || current_schema(), 0)"
+_ONE = "hashtextextended('headrace recompute ' || current_schema(), 0)"  # at a time
 
 _DIMENSIONS = "SELECT name, description, weight FROM score_dimensions ORDER BY place"
 _SET = """
@@ -64,13 +68,25 @@ def recompute(
 ) -> tuple[int, int]:
     """Put the settings' weights in force and reckon every record's score anew, a chunk a
     transaction; asks no model. Returns how many were looked at and how many changed. Whoever is
-    killed in between calls it again. `connection` is in autocommit mode."""
-    with connection.transaction():
-        connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})".encode())
-        _put(connection, settings.scores.dimensions)
+    killed in between calls it again. `connection` is in autocommit mode. Raises HeadraceError
+    while another process does the same."""
+    if connection.execute(f"SELECT pg_try_advisory_lock({_ONE})".encode()).fetchone() != (True,):
+        raise HeadraceError("another command is reckoning the scores: wait until it has ended")
+    try:
+        with connection.transaction():
+            connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})".encode())
+            _put(connection, settings.scores.dimensions)
+        return _reckon(connection, tell)
+    finally:
+        with suppress(psycopg.Error):  # it ends with the session at the latest
+            connection.execute(f"SELECT pg_advisory_unlock({_ONE})".encode())
+
+
+def _reckon(connection: psycopg.Connection, tell: Callable[[int], Any]) -> tuple[int, int]:
     done, changed, after = 0, 0, ""
     while True:
-        row = connection.execute(_RECKON, {"after": after, "chunk": CHUNK}).fetchone()
+        page = {"after": after, "chunk": CHUNK}
+        row = postgres.again(lambda: connection.execute(_RECKON, page).fetchone())  # noqa: B023
         if row is None or row[0] is None:
             return done, changed
         after, done, changed = row[0], done + row[1], changed + row[2]

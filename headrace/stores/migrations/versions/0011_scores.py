@@ -20,7 +20,7 @@ CREATE TABLE score_dimensions (
   since timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE scores (
-  record_id text PRIMARY KEY,
+  record_id text COLLATE "C" PRIMARY KEY,
   stage text NOT NULL,
   scores jsonb NOT NULL,
   weighted double precision,
