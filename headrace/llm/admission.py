@@ -131,6 +131,9 @@ def read(row: Mapping[str, Any], settings: Settings, stage: str, provider: str) 
         )
     share = llm.shares.get(stage, 1.0)
     used = row["used"]
+    if kind == "hold" and seconds > WINDOW:
+        until = datetime.now(UTC) + timedelta(seconds=seconds)
+        raise Pause(f"llm: {provider} asks to wait until {until:%H:%M} UTC")
     if kind == "hold":
         why = f"since {provider} asks to"
     elif kind == "probe":

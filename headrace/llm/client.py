@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from headrace.config import Settings
+from headrace.config import LLM, Settings
 from headrace.errors import Pause
 from headrace.llm.admission import Limits
 from headrace.llm.endpoint import Endpoint, beyond
@@ -117,7 +117,7 @@ class Client:
                 timeout=_timeout(llm.timeout_seconds),
                 trust_env=not local,  # a proxy is not for loopback
                 follow_redirects=not llm.local_only,
-                event_hooks={"request": [_stay_here]} if llm.local_only else {},
+                event_hooks=_hooks(llm),
             ),
         )
 
@@ -324,6 +324,38 @@ def _stay_here(request: Request) -> None:
     complaint = beyond(request.url.host)
     if complaint:
         raise Pause(f"llm.local_only: {complaint}; nothing was sent")
+
+
+def _hooks(llm: LLM) -> dict[str, list[Callable[..., None]]]:
+    """What is looked at with every request. A completion has `timeout_seconds` as a whole, however
+    steadily it trickles: leases and the group's place in Kafka go by that. Files may take longer.
+    """
+    import httpx2
+
+    class Within(httpx2.SyncByteStream):
+        def __init__(self, response: httpx2.Response, ends: float) -> None:
+            self._stream: Any = response.stream
+            self._request = response.request
+            self._ends = ends
+
+        def __iter__(self) -> Iterator[bytes]:
+            for part in self._stream:
+                if time.monotonic() > self._ends:
+                    raise httpx2.ReadTimeout("it trickles", request=self._request)
+                yield part
+
+        def close(self) -> None:
+            self._stream.close()
+
+    def begin(request: Request) -> None:
+        request.extensions["headrace.ends"] = time.monotonic() + llm.timeout_seconds
+
+    def bound(response: httpx2.Response) -> None:
+        if response.request.url.path.endswith("/chat/completions"):
+            response.stream = Within(response, response.request.extensions["headrace.ends"])
+
+    local = [_stay_here] if llm.local_only else []
+    return {"request": [*local, begin], "response": [bound]}
 
 
 def _timeout(seconds: float) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -97,6 +99,29 @@ def test_a_time_out_may_have_been_paid(p: Provider) -> None:
     p.script(provider.slow(1.0))
     with pytest.raises(Passing, match="gave no answer within") as raised:
         ask(p.url, timeout_seconds=0.2)
+    assert raised.value.billed
+
+
+def test_an_answer_that_trickles_has_no_more_time_than_another() -> None:
+    ended = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while not ended.wait(0.02):  # as some endpoints keep a connection alive
+                connection.sendall(b"1\r\n \r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=[listener])
+        thread.start()
+        try:
+            with pytest.raises(Passing, match="gave no answer within") as raised:
+                ask(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_seconds=1)
+        finally:
+            ended.set()
+            thread.join(60)
     assert raised.value.billed
 
 

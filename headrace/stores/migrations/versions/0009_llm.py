@@ -130,6 +130,7 @@ CREATE FUNCTION llm_next(
   WITH sent AS (
     SELECT sent_at AS at, tokens, ''::bytea AS ticket FROM llm_calls
     WHERE provider = p_provider AND transport = 'direct' AND sent_at > p_now - p_window
+      AND sent_at < p_now + p_window  -- of a clock that was set back
       AND (p_stage IS NULL OR stage = p_stage)
     UNION ALL
     SELECT at, tokens, ticket FROM llm_turns
@@ -187,10 +188,10 @@ BEGIN
   v_now := clock_timestamp();
   v_day := (v_now AT TIME ZONE p_zone)::date;
 
-  -- What is no longer ours is not to be bought.
+  -- What is no longer ours is not to be bought; what is stays so for longer than a call may take.
   UPDATE llm_claims c SET until = v_now + p_lease
   WHERE c.key = ANY (p_keys || coalesce(p_renew, '{}')) AND c.owner = p_owner
-    AND (p_renew IS NOT NULL OR c.until < v_now + p_lease / 2);
+    AND (p_renew IS NOT NULL OR c.until < v_now + (p_patience + p_lease) / 2);
   IF (SELECT count(*) FROM llm_claims c WHERE c.key = ANY (p_keys) AND c.owner = p_owner)
       < cardinality(p_keys) THEN
     kind := 'taken';
@@ -342,7 +343,14 @@ BEGIN
 END $$
 """
 
-# Answers of a record that was deleted meanwhile are not kept.
+# What a call says of records that were deleted meanwhile is not kept.
+GONE = """
+CREATE FUNCTION llm_gone(p_records text[]) RETURNS boolean LANGUAGE sql STABLE AS $$
+  SELECT EXISTS (SELECT FROM records r WHERE r.id = ANY (p_records) AND r.deleted)
+$$
+"""
+
+# Answers neither.
 SETTLE = """
 CREATE FUNCTION llm_settle(
   p_call bigint, p_owner text, p_input bigint, p_output bigint, p_cached bigint, p_cost numeric,
@@ -367,6 +375,9 @@ BEGIN
   IF p_hold IS NOT NULL THEN
     UPDATE llm_providers p SET hold_until = greatest(p.hold_until, clock_timestamp() + p_hold)
     WHERE p.provider = v_call.provider;
+  END IF;
+  IF p_held IS NOT NULL AND llm_gone(p_held) THEN
+    p_error := NULL; p_raw := NULL; p_held := NULL;
   END IF;
   v_cost := coalesce(p_cost, 0);
   UPDATE llm_calls SET state = 'answered', input_tokens = p_input, output_tokens = p_output,
@@ -409,6 +420,9 @@ BEGIN
       THEN clock_timestamp() + p_open ELSE p.open_until END,
     probe_until = NULL
   WHERE p.provider = v_call.provider;
+  IF llm_gone(p_records) THEN
+    p_error := NULL; p_records := NULL;
+  END IF;
   UPDATE llm_calls SET state = 'failed', ended_at = clock_timestamp(), error = p_error,
     records = p_records, seconds = extract(epoch FROM clock_timestamp() - sent_at),
     cost = CASE WHEN p_billed THEN cost ELSE 0 END,
@@ -420,7 +434,7 @@ BEGIN
 END $$
 """
 
-FUNCTIONS = (NEXT, ADMIT, CLAIM, BOOK, SETTLE, UNSENT)
+FUNCTIONS = (NEXT, ADMIT, CLAIM, BOOK, GONE, SETTLE, UNSENT)
 
 COMMENTS: dict[str, str] = {
     "llm_calls": "Calls of language models: one row before each is sent, brought up to date after",
