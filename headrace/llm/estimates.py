@@ -32,17 +32,18 @@ from headrace.stream.topology import Group
 ENOUGH = 20  # records that the ledger must know, to go by it
 LATELY = 2_000  # calls that it is asked for
 SAMPLES = 40
-_SECONDS = 5.0  # of a call, where nothing is known
+_SPEED = 80.0  # tokens of an answer in a second, where nothing is known
 
 _KNOWN = """
 WITH calls AS (
-  SELECT id, input_tokens, output_tokens, seconds, cost FROM llm_calls
+  SELECT id, input_tokens, output_tokens, seconds, transport FROM llm_calls
   WHERE stage = %(stage)s AND model = %(model)s AND state = 'answered'
   ORDER BY id DESC LIMIT %(lately)s
 )
 SELECT count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
-  coalesce(avg(seconds), 0)::float8,
-  (SELECT count(DISTINCT record_id) FROM llm_answers WHERE call IN (SELECT id FROM calls))
+  coalesce(avg(seconds) FILTER (WHERE transport = 'direct'), 0)::float8,
+  (SELECT count(DISTINCT record_id) FROM llm_answers
+   WHERE call >= (SELECT min(id) FROM calls) AND call IN (SELECT id FROM calls))
 FROM calls
 """
 _PENDING = "SELECT coalesce(sum(pending), 0)::bigint FROM coverage WHERE stage = %s"
@@ -204,11 +205,12 @@ def _rendered(
     # A stage whose calls follow from one another shows but the first of them.
     follow = getattr(module, "calls", lambda settings: 1)(settings)
     each = follow / len(records)
+    answered = sum(request.output_tokens for request in made)
     return Each(
         len(made) * each,
         sum(request.input_tokens for request in made) * each,
-        sum(request.output_tokens for request in made) * each,
-        _SECONDS,
+        answered * each,
+        answered / len(made) / _SPEED,
         len(records),
         False,
     )
