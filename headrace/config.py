@@ -259,12 +259,13 @@ class Personas(Section):
 
 
 class Dimension(Section):
-    description: str
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    description: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class Scores(Section):
     dimensions: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")], Dimension] = Field(
+        min_length=1,
         default_factory=lambda: {
             "relevance": Dimension(description="Does it matter to the people it is written for?"),
             "urgency": Dimension(description="Does it have to be acted on soon?"),
