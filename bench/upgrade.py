@@ -1,6 +1,7 @@
-"""Memory of `headrace upgrade` and `headrace requeue` while a stage has more and more records.
+"""Memory of `headrace upgrade`, `requeue`, `scores backfill` and `scores recompute` while a stage
+has more and more records.
 
-    python -m bench.upgrade [--records 1000000] [--small 100000]
+    python -m bench.upgrade [--records 1000000] [--small 100000] [--only backfill]
 
 The tables are filled in PostgreSQL itself; no stage runs, since what is measured is the choosing
 and the queueing. The goal: what the commands take in memory at the larger size is no more than a
@@ -22,8 +23,16 @@ from headrace.stores import postgres
 
 LIMIT = 1.1
 
-# Posts of about 400 bytes, each with an outcome of an older version of `sentiment`, and none of
-# `entities`, which has passed all of them (their topic has been made anew since).
+COMMANDS = {
+    "upgrade": ["upgrade", "sentiment", "--yes", "--json"],
+    "requeue": ["requeue", "entities", "--missing", "--json"],
+    "backfill": ["scores", "backfill", "--dimension", "novelty", "--yes", "--json"],
+    "recompute": ["scores", "recompute", "--json"],
+}
+
+# Posts of about 400 bytes, each with an outcome of an older version of `sentiment`, two of four
+# scores, weighed by other weights, and none of `entities`, which has passed all of them (their
+# topic has been made anew since).
 _FILL = """
 INSERT INTO dim_platform (name) VALUES ('reddit') ON CONFLICT DO NOTHING;
 INSERT INTO records (id, kind, platform_id, native_id, text, value, topic, topic_id, partition,
@@ -38,8 +47,15 @@ WHERE p.name = 'reddit';
 INSERT INTO outcomes (record_id, stage, outcome, result, version, rank, input_rank, root_topic_id,
                       root_partition, root_offset, root_appended, input_topic, input_partition,
                       input_offset, out_topic_id, out_partition, out_offset, out_appended, at)
-SELECT 'post:reddit:' || n, 'sentiment', 'ok', '{{"label": "neutral", "confidence": 0.5}}', '0', 0,
-       0, 'an-earlier-one', 0, n, n, '{project}.raw.posts.reddit', 0, n, 'out', 0, n, n, now()
+SELECT 'post:reddit:' || n, was.stage, 'ok', was.result::jsonb, was.version, was.rank, 0,
+       'an-earlier-one', 0, n, n, '{project}.raw.posts.reddit', 0, n, 'out', 0, n, n, now()
+FROM generate_series({first}, {last}) n, (VALUES
+  ('sentiment', '{{"label": "neutral", "confidence": 0.5}}', '0', 0),
+  ('scores', '{{"relevance": 3, "urgency": 7}}', '1+1-m', 1)) AS was (stage, result, version, rank);
+INSERT INTO scores (record_id, stage, scores, weighted, version, rank, root_topic_id,
+                    root_partition, root_offset, root_appended)
+SELECT 'post:reddit:' || n, 'scores', '{{"relevance": 3, "urgency": 7}}', n % 1000 / 100.0, '1+1-m',
+       1, 'an-earlier-one', 0, n, n
 FROM generate_series({first}, {last}) n;
 """
 
@@ -48,6 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--small", type=int, default=100_000)
+    parser.add_argument("--only", choices=COMMANDS)
     given = parser.parse_args()
     peaks: dict[str, list[int]] = {}
     with rig() as servers, servers.project() as settings:
@@ -57,15 +74,12 @@ def main() -> int:
             _fill(settings, done + 1, size)
             print(f"{size:,} records stand after {time.perf_counter() - began:.0f} s", flush=True)
             done = size
-            for command in (
-                ["upgrade", "sentiment", "--yes", "--json"],
-                ["requeue", "entities", "--missing", "--json"],
-            ):
-                queued, seconds, peak = _measure(settings, command)
-                peaks.setdefault(command[0], []).append(peak)
+            for name in [given.only] if given.only else COMMANDS:
+                count, seconds, peak = _measure(settings, COMMANDS[name])
+                peaks.setdefault(name, []).append(peak)
                 print(
-                    f"{command[0]:8} {size:>9,} records: {queued:,} queued in {seconds:.0f} s"
-                    f" ({queued / seconds:,.0f} a second), {peak / 2**20:.0f} MB at most",
+                    f"{name:9} {size:>9,} records: {count:,} done in {seconds:.0f} s"
+                    f" ({count / seconds:,.0f} a second), {peak / 2**20:.0f} MB at most",
                     flush=True,
                 )
             with postgres.connect(settings, autocommit=True) as connection:
@@ -87,10 +101,11 @@ def _fill(settings: Settings, first: int, last: int) -> None:
             connection.execute(text.encode())
         connection.execute("ANALYZE records")
         connection.execute("ANALYZE outcomes")
+        connection.execute("ANALYZE scores")
 
 
 def _measure(settings: Settings, command: list[str]) -> tuple[int, float, int]:
-    """Records queued, seconds, peak resident bytes of the command's process."""
+    """Records queued (or reckoned), seconds, peak resident bytes of the command's process."""
     began = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "headrace", *command],
@@ -104,7 +119,8 @@ def _measure(settings: Settings, command: list[str]) -> tuple[int, float, int]:
     if process.returncode:
         raise SystemExit(f"headrace {' '.join(command)} ended with {process.returncode}")
     seconds = time.perf_counter() - began
-    return int(json.loads(said)["queued"]), seconds, usage.ru_maxrss * 1024
+    told = json.loads(said)
+    return int(told.get("queued", told.get("records"))), seconds, usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":
