@@ -9,17 +9,21 @@ what stands under a key "id", "ids" or "…_id"), for evidence has to be found a
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 _AT = r"(?:@|＠|%40)"
 _DATE = r"(?:19|20)\d\d-\d\d-\d\d"
 _CLOCK = r"[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?"
+_DAY = r"(?:\d{1,2}[./\-]\d{1,2}[./\-](?:19|20)\d\d|(?:19|20)\d\d[./]\d{1,2}[./]\d{1,2})"
+_BETWEEN = r"[ \t\u00a0\u2009\u202f.\-\u2011\u2013/()]{0,2}"  # digits of a number
 _RECORDS = "post|comment|community|conversation|interview|persona"
 _KEPT = [
     rf"(?<![\w:])(?:{_RECORDS}):[a-z][a-z0-9_]*:[A-Za-z0-9_.\-]+(?![\w@＠%])",
     rf"(?<!\d){_DATE}(?:{_CLOCK})?(?!\d)",
-    r"(?<!\d)(?:19|20)\d\d ?[-–/] ?(?:19|20)\d\d(?!\d)",
+    rf"(?<![\d./+\-]){_DAY}(?![./\-]?\d)",
+    rf"(?<!\d)(?:19|20)\d\d(?: ?[-–/, ] ?(?:19|20)\d\d)+(?!{_BETWEEN}\d)",
 ]
 _KINDS = {
     # A name at a server of the fediverse before the e-mail address in it.
@@ -28,8 +32,8 @@ _KINDS = {
     "user_": r"(?<!\w)[@＠]\w(?:[\w.\-]*\w)?|(?<!\w)/?u/[\w\-]{2,}",
     # Nine digits or more, in groups if any; or 555-0123; or whatever begins with +.
     "phone": (
-        r"(?<![\w+])(?<!\d[.,])(?:\+\d(?:[ \t .\-/()]{0,2}\d){6,}"
-        r"|\(?\d(?:[ \t .\-/()]{0,2}\d){8,}"
+        rf"(?<![\w+])(?<!\d[.,])(?:[+＋]\d(?:{_BETWEEN}\d){{6,}}"
+        rf"|\(?\d(?:{_BETWEEN}\d){{8,}}"
         r"|\d{3}[-.]\d{4})(?!\w)"
     ),
 }
@@ -46,7 +50,8 @@ class Redactor:
         self._counts: dict[str, int] = {}
 
     def text(self, text: str) -> str:
-        return self._pattern.sub(self._masked, text)
+        """In the composed form, which names are written in."""
+        return self._pattern.sub(self._masked, unicodedata.normalize("NFC", text))
 
     def value(self, value: Any) -> Any:
         """A JSON-able value with every text in it masked, keys too."""
@@ -84,7 +89,8 @@ _patterns: dict[tuple[str, ...], re.Pattern[str]] = {}
 def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
     found = _patterns.get(names)
     if found is None:
-        said = sorted({" ".join(name.split()) for name in names if name.strip()}, key=len)
+        tidied = (" ".join(unicodedata.normalize("NFC", name).split()) for name in names)
+        said = sorted({name for name in tidied if name}, key=len)
         own = "|".join(r"\s+".join(map(re.escape, name.split(" "))) for name in reversed(said))
         parts = [("kept", "|".join(_KEPT))]
         parts += [("name", rf"(?<!\w)(?:{own})(?!\w)")] if own else []

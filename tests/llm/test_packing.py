@@ -263,6 +263,12 @@ def test_a_budget_needs_a_price() -> None:
         ("Anna  Müller's, ANNA MÜLLER and Annabel", "[name 1]'s, [name 1] and Annabel"),
         ("on 2013-08-01T12:00:00Z, 2010-2015, 1,234,567.89", None),
         ("post:reddit:1234567890 at 10:30-11:45 for 3.50 (12 of 345)", None),
+        ("on 31.12.2024 18:00, 2024/01/31 12:30, 1/31/2024; in 2019 2020, 2021", None),
+        (
+            "06.12.20.24.30 or 2012 345 678 or +49–170\u202f1234567",
+            "[phone 1] or [phone 2] or [phone 3]",
+        ),
+        ("Anna Mu\u0308ller", "[name 1]"),
         ("post:x:joe@example.com", "post:x:[email 1]"),
     ],
 )
