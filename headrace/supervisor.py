@@ -162,8 +162,7 @@ class Supervisor:
             if self._waits_for_windows:
                 threading.Thread(target=self._attend, name="windows", daemon=True).start()
                 threading.Thread(target=self._schedule, name="scheduler", daemon=True).start()
-            if courier.wanted(self._settings, self._topology):
-                threading.Thread(target=self._carry, name="batches", daemon=True).start()
+            threading.Thread(target=self._carry, name="batches", daemon=True).start()
             try:
                 while code is None and not signals.stopping():
                     self._start_due()
@@ -356,10 +355,8 @@ class Supervisor:
 
     def _carry(self) -> None:
         """Requests to language models and their answers, where any group asks by batches."""
-        try:
+        if courier.wanted(self._settings, self._topology):
             courier.Courier(self._settings, self._topology).serve(self._ended)
-        except Exception:
-            log.exception("batches are no longer carried")
 
     # -- what is left
 

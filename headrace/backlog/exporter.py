@@ -68,6 +68,14 @@ def families(groups: Sequence[GroupLag]) -> list[Metric]:
     eta = gauge(
         "headrace_group_eta_seconds", "Until nothing is left; +Inf is never", ["consumergroup"]
     )
+    requests = gauge(
+        "headrace_group_batch_requests",
+        "Requests to language models in batches",
+        ("consumergroup", "state"),
+    )
+    oldest = gauge(
+        "headrace_group_batch_oldest_seconds", "Age of the oldest of them", ["consumergroup"]
+    )
     places: dict[tuple[str, int], tuple[int, int]] = {}
     for group in groups:
         for topic, parts in group.topics():
@@ -90,13 +98,18 @@ def families(groups: Sequence[GroupLag]) -> list[Metric]:
         backlog.add_metric([group.name], group.backlog)
         for one in State:
             state.add_metric([group.name, str(one)], 1 if one is group.state else 0)
+        if group.requests:
+            requests.add_metric([group.name, "waiting"], group.requests.waiting)
+            requests.add_metric([group.name, "sent"], group.requests.sent)
+            oldest.add_metric([group.name], group.requests.seconds)
         left = group.eta()
         if left is not None:
             eta.add_metric([group.name], math.inf if math.isinf(left) else left)
     for (topic, partition), (start, end) in sorted(places.items()):
         starts.add_metric([topic, str(partition)], start)
         ends.add_metric([topic, str(partition)], end)
-    return [lag, offset, lag_sum, members, ends, starts, seconds, most, backlog, state, eta]
+    own = [backlog, state, eta, requests, oldest]
+    return [lag, offset, lag_sum, members, ends, starts, seconds, most, *own]
 
 
 class _Fixed:

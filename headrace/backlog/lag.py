@@ -117,7 +117,7 @@ class Reader:
         shown = {*wanted, *(other.short for other in others)}
         asks = members and any(unit.group in shown for unit in self._units)
         rests = report.rests(self.settings, self._units) if asks else {}
-        refused = self._refused(wanted) if members else {}
+        refused, flying = self._asking(wanted) if members else ({}, {})
         samples = []
         for short in needed:
             group = self.topology.group(short)
@@ -140,6 +140,7 @@ class Reader:
                 GroupLag(
                     short, group.name, group.kind, when, rows, count,
                     at_ms=now, rest=rests.get(short), refused=refused.get(short),
+                    requests=flying.get(short),
                 )
             )  # fmt: skip
         if times:
@@ -158,15 +159,19 @@ class Reader:
                 found.append(lag)
         return found
 
-    def _refused(self, groups: Iterable[str]) -> dict[str, standing.Refused]:
-        """By group, what holds its calls of a language model back."""
-        if not any(self.topology.group(short).paid for short in groups):
-            return {}
+    def _asking(
+        self, groups: Iterable[str]
+    ) -> tuple[dict[str, standing.Refused], dict[str, standing.InFlight]]:
+        """By group, what holds its calls of a language model back, and its requests in batches."""
+        paid = [short for short in groups if self.topology.group(short).paid]
+        if not paid:
+            return {}, {}
         try:
             with database.reading(self.settings) as connection:
-                return standing.refused(connection, self.settings)
+                refused = standing.refused(connection, self.settings)
+                return refused, standing.in_flight(connection, paid)
         except (HeadraceError, psycopg.Error):  # lag is told without PostgreSQL too
-            return {}
+            return {}, {}
 
     def _other(self, other: Projector | Job | App) -> GroupLag:
         if isinstance(other, Job):

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from headrace.llm.standing import Refused
+    from headrace.llm.standing import InFlight, Refused
     from headrace.scheduling.report import Rest
 
 STALL_SECONDS = 60.0  # default of `--stall-after`
@@ -96,7 +96,8 @@ class GroupLag:
 
     `members` is None where it was not asked; `window` is the seconds that rates were taken over;
     `rest` is when a group with a schedule works, None where it has none or nobody could tell;
-    `refused` is why its last call of a language model was not sent, or brought nothing.
+    `refused` is why its last call of a language model was not sent, or brought nothing; `requests`
+    are those that it has in batches.
     """
 
     group: str
@@ -111,6 +112,7 @@ class GroupLag:
     reason: str = ""
     rest: Rest | None = None
     refused: Refused | None = None
+    requests: InFlight | None = None
 
     @property
     def subscribed(self) -> tuple[PartitionLag, ...]:

@@ -56,6 +56,7 @@ class Progress:
     """superseded  records of the run that a newer revision has replaced; None if not known
     calls, cost    of language models, for the run's records; cost in USD
     waits  why groups that have not passed all of the run ask no language model now
+    requests       in batches, by group, whatever run their records are of
     """
 
     receipt: Receipt
@@ -64,6 +65,7 @@ class Progress:
     calls: int = 0
     cost: Decimal = Decimal(0)
     waits: Mapping[str, str] = field(default_factory=dict)
+    requests: Mapping[str, standing.InFlight] = field(default_factory=dict)
 
     @property
     def passed(self) -> int:
@@ -76,6 +78,7 @@ class Progress:
 
     def as_dict(self) -> dict[str, object]:
         receipt = self.receipt
+        requests = {group: one.as_dict() for group, one in self.requests.items()}
         return {
             "run": receipt.run,
             "state": receipt.state,
@@ -88,6 +91,7 @@ class Progress:
             "steps": [step.as_dict() for step in self.steps],
             **({"calls": self.calls, "cost": float(self.cost)} if self.calls else {}),
             **({"waits": dict(self.waits)} if self.waits else {}),
+            **({"requests": requests} if requests else {}),
         }
 
 
@@ -147,17 +151,19 @@ def superseded(settings: Settings, progress: Progress) -> int | None:
 
 
 def paid(settings: Settings, progress: Progress) -> Progress:
-    """With what language models were asked for the run, and why they are not asked now; nothing
-    without PostgreSQL."""
+    """With what language models were asked for the run, what they are asked by batches, and why
+    they are not asked now; nothing without PostgreSQL."""
+    groups = {step.group for step in progress.steps}
     behind = {step.group for step in progress.steps if step.passed < step.records}
     try:
         with postgres.connect(settings, readonly=True) as connection:
             calls, cost = costs.of_run(connection, progress.receipt.run)
             refused = standing.refused(connection, settings)
+            requests = standing.in_flight(connection, sorted(groups))
     except (HeadraceError, psycopg.Error):
         return progress
     waits = {group: one.reason for group, one in refused.items() if group in behind}
-    return replace(progress, calls=calls, cost=cost, waits=waits)
+    return replace(progress, calls=calls, cost=cost, waits=waits, requests=requests)
 
 
 def _passed_raw(

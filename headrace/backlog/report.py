@@ -81,7 +81,7 @@ def rows(groups: Iterable[GroupLag], *, detail: str, project: str) -> list[tuple
     """Cells by `columns`: a row a group, then its topics (`detail` topics or partitions)."""
     found: list[tuple[str, ...]] = []
     for group in groups:
-        state = f"{group.state}  {group.reason}".rstrip()
+        state = told(str(group.state), group.reason, group.requests)
         eta = group.eta()
         cells = (f"{group.lag:,}", f"{group.redo:,}", rate(group.rate_in), rate(group.rate_out))
         name = (group.group, "") if detail else (group.group,)
@@ -97,6 +97,12 @@ def rows(groups: Iterable[GroupLag], *, detail: str, project: str) -> list[tuple
             if detail == "partitions":
                 found += [("", f"  {p.partition}", *_cells(group, (p,))) for p in parts]
     return found
+
+
+def told(state: str, reason: str | None, requests: object = None) -> str:
+    """The cell of a state: why, and what is under way by batches."""
+    why = "; ".join(str(one) for one in (reason, requests) if one)
+    return f"{state}  {why}".rstrip()
 
 
 def _cells(group: GroupLag, parts: Sequence[PartitionLag]) -> tuple[str, ...]:
@@ -163,7 +169,8 @@ def plain(cells: Iterable[Sequence[str]], names: Sequence[str]) -> str:
 
 def line(group: GroupLag) -> str:
     """One group in one line of a log."""
-    why = f" ({group.reason})" if group.reason else ""
+    why = "; ".join(str(one) for one in (group.reason, group.requests) if one)
+    why = f" ({why})" if why else ""
     return (
         f"{group.group} {group.state}{why} lag={group.lag} redo={group.redo}"
         f" in={rate(group.rate_in)}/s out={rate(group.rate_out)}/s"
@@ -185,6 +192,7 @@ def as_dict(group: GroupLag, stall_seconds: float = STALL_SECONDS) -> dict[str, 
         "held": group.held,
         "caught_up": group.caught_up,
         "members": group.members,
+        "requests": group.requests.as_dict() if group.requests else None,
         "rate_in": group.rate_in,
         "rate_out": group.rate_out,
         "seconds_behind": group.seconds_behind,
@@ -241,6 +249,7 @@ def progress_text(progress: Progress) -> str:
             f"Cost: {usd(progress.cost)} for {progress.calls:,} call{plural} of language models"
         )
     lines += [f"Waits: {group}: {reason}" for group, reason in progress.waits.items()]
+    lines += [f"Waits: {group}: {requests}" for group, requests in progress.requests.items()]
     if progress.superseded:
         lines.append(
             f"{_records(progress.superseded)} superseded: a newer revision stands in their place"

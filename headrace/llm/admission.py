@@ -13,6 +13,8 @@ from decimal import Decimal
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+import psycopg
+
 from headrace.config import LLM, Settings
 from headrace.errors import Pause, Retry
 
@@ -24,6 +26,13 @@ LEASE = 60.0  # a claim outlives the time-out of a call by so many seconds
 
 class Spent(Pause):
     """A budget is spent, and the ledger has noted it."""
+
+
+class Taken(Retry):
+    """What was about to be asked is another worker's by now."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0, "another worker has taken over what this one was about to ask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,28 @@ def standing(settings: Settings, stage: str, window: float, margin: float) -> di
     }
 
 
+_LEFT = """
+SELECT least(
+  %(daily)s::numeric - coalesce((SELECT spent FROM llm_spent
+    WHERE scope = 'day ' || (clock_timestamp() AT TIME ZONE %(zone)s)::date), 0),
+  %(max)s::numeric - coalesce((SELECT spent FROM llm_spent
+    WHERE scope = 'session ' || %(session)s), 0))
+"""
+
+
+def left(connection: psycopg.Connection, settings: Settings) -> Decimal | None:
+    """USD that the budgets leave, None without a budget. Only a reservation makes sure."""
+    llm = settings.llm
+    asked = {
+        "zone": settings.scheduler.zone,
+        "daily": _usd(llm.daily_budget),
+        "max": _usd(llm.max_cost),
+        "session": llm.session or "",
+    }
+    row = connection.execute(_LEFT, asked).fetchone()
+    return row[0] if row else None
+
+
 def _usd(value: float | None) -> Decimal | None:
     return None if value is None else Decimal(str(value))
 
@@ -118,7 +149,7 @@ def read(row: Mapping[str, Any], settings: Settings, stage: str, provider: str) 
     if kind == "sent":
         return Admitted(row["call"])
     if kind == "taken":
-        raise Retry(1.0, "another worker has taken over what this one was about to ask")
+        raise Taken
     if kind in ("day", "session"):
         budget = llm.daily_budget if kind == "day" else llm.max_cost
         raise Spent(refusal(kind, row["used"], _usd(budget) or Decimal(0), settings))

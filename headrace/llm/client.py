@@ -135,6 +135,7 @@ class Client:
     @contextmanager
     def errors(self) -> Iterator[None]:
         """What the openai client raises in the block becomes Passing, Refused or Pause."""
+        import httpx2
         import openai
 
         began = time.monotonic()
@@ -144,6 +145,9 @@ class Client:
             raise self._sorted(error) from None
         except openai.APIConnectionError as error:  # time-outs too
             raise self._broken(error, time.monotonic() - began) from None
+        except httpx2.HTTPError as error:  # while a file was read
+            said = self._line(error)
+            raise Passing(f"{self.where} ended the connection: {said}", billed=True) from None
         except (openai.APIResponseValidationError, ValueError, TypeError, AttributeError) as error:
             said = self._line(error)
             raise Passing(f"{self.where} gave no completion: {said}", billed=True) from None

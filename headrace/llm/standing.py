@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -33,6 +34,16 @@ SELECT count(*) AS calls, min(sent_at) AS oldest, coalesce(sum(cost), 0) AS cost
 FROM llm_calls WHERE state = 'sent' AND transport = %s
   AND id IN (SELECT call FROM llm_claims WHERE until > now() AND call IS NOT NULL)
 """
+# What is with the provider is counted by batches: their requests may be many, and large.
+_IN_FLIGHT = """
+SELECT g.stage,
+  (SELECT count(*) FROM llm_requests r WHERE r.stage = g.stage AND r.state = 'waiting'),
+  (SELECT coalesce(sum(b.requests - b.answered - b.again), 0) FROM llm_batches b
+   WHERE b.stage = g.stage AND b.state <> 'done')::bigint,
+  (SELECT extract(epoch FROM now() - min(r.made_at))::float8 FROM llm_requests r
+   WHERE r.stage = g.stage AND r.state IN ('waiting', 'sent'))
+FROM unnest(%s::text[]) AS g (stage)
+"""
 _REFUSED = """
 SELECT stage, scope, spent, budget, reason, at FROM llm_refusals
 WHERE until IS NULL OR until > now() ORDER BY stage
@@ -46,6 +57,27 @@ class Refused:
     reason: str
     budget: bool
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Requests of a group that go by batches: those that wait for one, those that the provider has,
+    and the seconds since the oldest of them was made."""
+
+    waiting: int
+    sent: int
+    seconds: float
+
+    def __str__(self) -> str:
+        from headrace.backlog.report import span
+
+        count = self.waiting + self.sent
+        what = "request" if count == 1 else "requests"
+        sent = "" if count == self.sent else f", {self.sent:,} with the provider"
+        return f"{count:,} {what} in batches{sent}, the oldest for {span(self.seconds)}"
+
+    def as_dict(self) -> dict[str, float]:
+        return {"waiting": self.waiting, "sent": self.sent, "oldest_seconds": self.seconds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +162,16 @@ def refused(connection: psycopg.Connection, settings: Settings) -> dict[str, Ref
         )
         found[row["stage"]] = Refused(reason, budget, row["at"])
     return found
+
+
+def in_flight(connection: psycopg.Connection, groups: Collection[str]) -> dict[str, InFlight]:
+    """By group, where there are any."""
+    rows = connection.execute(_IN_FLIGHT, [list(groups)]).fetchall() if groups else []
+    return {
+        stage: InFlight(waiting, max(sent, 0), seconds)
+        for stage, waiting, sent, seconds in rows
+        if seconds is not None
+    }
 
 
 def problems(settings: Settings) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from headrace.backlog import report
 from headrace.backlog.model import GroupLag
+from headrace.llm.standing import InFlight
 from headrace.status.alerts import clock
 from headrace.status.fold import HOUR_MS, MINUTE_MS, NOTHING, Counts, Fold, Tally, rates
 
@@ -84,7 +85,9 @@ def rows(overview: Mapping[str, Any]) -> list[tuple[str, ...]]:
         told = one["kind"] in ("stage", None)
         per = [report.rate(one["rates"][name]["records"] if told else None) for name in WINDOWS]
         dead = f"{one['counts']['1h']['dead']:,}" if told else "–"
-        state = f"{one['state'] or '–'}  {one['reason'] or ''}".rstrip()
+        flying = one.get("requests")  # one that an older program tells has none
+        requests = InFlight(*flying.values()) if flying else None
+        state = report.told(one["state"] or "–", one["reason"], requests)
         lag, redo = (f"{one[k]:,}" if one[k] is not None else "–" for k in ("lag", "redo"))
         behind = report.span(one["seconds_behind"])
         found.append((one["group"], *per, dead, lag, redo, behind, state))
@@ -114,6 +117,7 @@ def _group(name: str, sums: Tallies, lag: GroupLag | None) -> dict[str, Any]:
         "redo": lag.redo if lag else None,
         "held": lag.held if lag else None,
         "members": lag.members if lag else None,
+        "requests": lag.requests.as_dict() if lag and lag.requests else None,
         "seconds_behind": lag.seconds_behind if lag else None,
         "rates": _rates(own),
         "counts": {window: _counts(counts) for window, counts in own.items()},

@@ -64,7 +64,8 @@ class Office:
         finally:
             one.close()
 
-    def _queue(self, stage: str, records: Sequence[str]) -> None:
+    def _queue(self, stage: str, records: Sequence[str], parts: Sequence[str]) -> None:
+        assert not parts
         self.again += records
 
     def batches(self) -> list[dict[str, Any]]:

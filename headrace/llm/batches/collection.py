@@ -2,7 +2,8 @@
 
 Completed, expired, failed or cancelled, all are read alike: whatever answers there are count, and a
 request without one goes round again, at most `llm.batch_rounds` times; then it is asked directly.
-Every line is joined by its request's id, and may be read twice.
+Every line is joined by its request's id, and may be read twice. Nothing is taken for unanswered
+before the provider's files have been read to their ends.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from headrace.config import Settings
-from headrace.llm import packing, prices
-from headrace.llm.batches.submission import items
-from headrace.llm.ledger import Ledger, Reply
+from headrace.errors import Pause
+from headrace.llm import endpoint, packing, prices
+from headrace.llm.batches import requests
+from headrace.llm.batches.submission import FULL, items
+from headrace.llm.client import Passing
+from headrace.llm.ledger import Item, Ledger, Reply
 from headrace.log import get
 from headrace.schedule import duration_ms
 
@@ -28,21 +32,20 @@ log = get(__name__)
 ENDED = frozenset({"completed", "expired", "failed", "cancelled"})
 _LATE = timedelta(hours=1)  # after its window a batch is cancelled
 
+_FULL_CODE = "token_limit_exceeded"  # of OpenAI's: so much may wait at once, of a model
 _SENT = "SELECT * FROM llm_batches WHERE state = 'sent' ORDER BY id"
-_REQUEST = """
-SELECT id, call, round, task FROM llm_requests WHERE id = %s AND batch = %s AND state = 'sent'
-"""
-_LEFT = """
-SELECT id, call, round, task FROM llm_requests WHERE batch = %s AND state = 'sent'
-ORDER BY id LIMIT 1000
-"""
-_ANSWERED = "UPDATE llm_requests SET state = 'answered', error = NULL WHERE id = %s"
+_COLUMNS = "SELECT id, call, round, task, body IS NULL AS emptied FROM llm_requests"
+_REQUEST = f"{_COLUMNS} WHERE id = %s AND batch = %s AND state = 'sent'"
+_LEFT = f"{_COLUMNS} WHERE batch = %s AND state = 'sent' ORDER BY id LIMIT 1000"
+_OVER = "UPDATE llm_requests SET state = 'over', error = NULL WHERE id = %s"
 _AGAIN = """
-UPDATE llm_requests SET state = %s, round = round + 1, call = NULL, error = %s
-WHERE id = %s
+UPDATE llm_requests SET state = %s, round = round + %s, call = NULL, error = %s WHERE id = %s
 """
 _COUNT = """
-UPDATE llm_batches SET answered = answered + %s, again = again + %s WHERE id = %s
+UPDATE llm_batches SET answered = answered + %s, again = again + %s, cost = cost + %s WHERE id = %s
+"""
+_DONE = """
+UPDATE llm_batches SET state = 'done', status = %s, error = %s, done_at = now() WHERE id = %s
 """
 
 
@@ -63,52 +66,102 @@ class Collector:
         self._client = client
 
     def look(self, batch: Any) -> bool:
-        """Whether the batch is done, and all of it collected."""
-        found = self._client.batches.retrieve(batch.batch)
+        """Whether the batch is done, and all of it collected. Raises Pause where it is not with the
+        provider that is asked now, and what the client raises."""
+        found = self._found(batch)
+        if isinstance(found, str):
+            self._give_up(batch, found)
+            return True
         self._connection.execute(
             "UPDATE llm_batches SET status = %s WHERE id = %s", [found.status, batch.id]
         )
         if found.status not in ENDED:
             self._see_to_its_end(batch, found)
             return False
-        for name in (found.output_file_id, found.error_file_id):
-            if name:
-                for line in self._lines(name):
-                    self._read(batch, line)
-        said = _errors(found)
-        while rows := self._rows(_LEFT, [batch.id]):
-            for row in rows:
-                self._again(batch, row, said or f"the batch is {found.status}")
-        self._connection.execute(
-            "UPDATE llm_batches SET state = 'done', done_at = now(), error = %s WHERE id = %s",
-            [said, batch.id],
-        )
-        log.info("collected a batch", batch=batch.name, status=found.status)
+        if found.output_file_id:
+            self._whole(batch, found, self._collect(batch, found.output_file_id))
+        if found.error_file_id:
+            self._collect(batch, found.error_file_id)
+        codes, said = _errors(found)
+        full = _FULL_CODE in codes
+        for row in self._left(batch):
+            self._again(batch, row, said or f"the batch is {found.status}", full=full)
+        status = FULL if full else found.status
+        self._connection.execute(_DONE, [status, said, batch.id])
+        log.info("collected a batch", batch=batch.name, status=status)
         for name in (found.input_file_id, found.output_file_id, found.error_file_id):
             if name:
                 self._remove(name)
         return True
 
+    def _found(self, batch: Any) -> Any:
+        """The provider's batch; why there is none, where somebody has asked to give it up."""
+        import openai
+
+        asked = endpoint.named(self._settings).provider
+        if batch.provider != asked:
+            why = f"it is with {batch.provider}, and {asked} is asked now"
+        else:
+            try:
+                return self._client.batches.retrieve(batch.batch)
+            except openai.NotFoundError:
+                why = f"{asked} knows no batch {batch.batch}"
+        if batch.cancel_at is not None:
+            return why
+        raise Pause(f"llm: {why}; `headrace llm batches cancel {batch.id}` gives it up")
+
+    def _give_up(self, batch: Any, why: str) -> None:
+        """What was reserved stays: it may have been answered, and billed."""
+        for row in self._left(batch):
+            self._again(batch, row, why, billed=True)
+        self._connection.execute(_DONE, ["given up", why, batch.id])
+        log.warning("gave up a batch", batch=batch.name, reason=why)
+
+    def _whole(self, batch: Any, found: Any, lines: int) -> None:
+        """An answer that was not read would be bought once more."""
+        counts = found.request_counts
+        told = counts.completed if counts is not None else 0
+        if lines < told and not self._late(batch):
+            raise Passing(f"{batch.name}: {lines:,} of {told:,} answers could be read")
+
+    def _left(self, batch: Any) -> Iterator[Any]:
+        while rows := self._rows(_LEFT, [batch.id]):
+            yield from rows
+
+    def _late(self, batch: Any) -> bool:
+        window = timedelta(milliseconds=duration_ms(_long(self._settings.llm.batch_window)))
+        return bool(datetime.now(UTC) - batch.sent_at > window + _LATE)
+
     def _see_to_its_end(self, batch: Any, found: Any) -> None:
         """Cancel what is to be cancelled, or should have ended long ago."""
-        window = timedelta(milliseconds=duration_ms(_long(self._settings.llm.batch_window)))
-        late = datetime.now(UTC) - batch.sent_at > window + _LATE
+        late = self._late(batch)
         if (late or batch.cancel_at is not None) and found.status != "cancelling":
             self._client.batches.cancel(batch.batch)
             log.warning("cancelled a batch", batch=batch.name, reason="late" if late else "asked")
 
-    def _lines(self, file: str) -> Iterator[dict[str, Any]]:
+    def _collect(self, batch: Any, file: str) -> int:
+        """How many lines the file has."""
+        count = 0
+        for text in self._lines(file):
+            count += 1
+            try:
+                line = orjson.loads(text)
+            except orjson.JSONDecodeError:
+                log.warning("a line of a provider's file is not JSON", file=file)
+                continue
+            if isinstance(line, dict):
+                self._read(batch, line)
+        return count
+
+    def _lines(self, file: str) -> Iterator[bytes]:
+        """Ended by a line feed and nothing else: answers may hold other separators."""
+        rest = b""
         with self._client.files.with_streaming_response.content(file) as answer:
-            for text in answer.iter_lines():
-                if not text.strip():
-                    continue
-                try:
-                    line = orjson.loads(text)
-                except orjson.JSONDecodeError:
-                    log.warning("a line of a provider's file is not JSON", file=file)
-                    continue
-                if isinstance(line, dict):
-                    yield line
+            for part in answer.iter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
+                yield from (line for line in lines if line.strip())
+        if rest.strip():
+            yield rest
 
     def _read(self, batch: Any, line: dict[str, Any]) -> None:
         try:
@@ -142,37 +195,62 @@ class Collector:
     ) -> None:
         asked = items(self._connection, row.id)
         task = packing.Reading(row.task["schema"], row.task["pack"])
-        read = packing.read(task, len(asked), text)
+        read = packing.read(task, row.task["items"], text)
         details = (body.get("usage") or {}).get("prompt_tokens_details") or {}
         cached = int(details.get("cached_tokens") or 0)
         cost = prices.cost(self._settings, batch.model, took, gave, cached, batch=True)
-        good = {asked[place][0]: value for place, value in read.good.items()}
+        if row.emptied:  # what was forgotten is claimed no more, and nothing is kept of it
+            asked = {place: item for place, item in asked.items() if self._holds(item)}
+        good = {asked[place][0]: value for place, value in read.good.items() if place in asked}
         whole = len(good) == len(asked)
         reply = Reply(took, gave, cached, cost, request_id=str(body.get("id") or "") or None)
-        self._ledger.adopt(row.call, asked)
+        self._ledger.adopt(row.call, list(asked.values()))
         # What is missing or wrong is given free, and asked for directly with its records.
-        reasons = {} if whole else {asked[place][0]: why for place, why in read.bad.items()}
-        self._ledger.settle(row.call, reply, good, reasons, raw=None if whole else text)
-        if whole:
-            self._connection.execute(_ANSWERED, [row.id])
-            self._connection.execute(_COUNT, [1, 0, batch.id])
-            return
-        self._ledger.release([item[0] for item in asked])
-        why = read.fault or next(iter(read.bad.values()), "items are missing")
-        self._connection.execute(_AGAIN, ["direct", why[:300], row.id])
-        self._connection.execute(_COUNT, [int(bool(good)), int(not good), batch.id])
+        bad = {asked[place][0]: why for place, why in read.bad.items() if place in asked}
+        reasons, raw = ({}, None) if whole or row.emptied else (bad, text)
+        self._ledger.settle(row.call, reply, good, reasons, raw=raw)
+        counts = [int(bool(good)), int(not good), cost or 0, batch.id]
+        if not whole:
+            self._ledger.release([item[0] for item in asked.values()])
+        with self._connection.transaction():
+            if whole:
+                self._connection.execute(_OVER, [row.id])
+            else:
+                why = read.fault or next(iter(reasons.values()), "items are missing")
+                self._connection.execute(_AGAIN, ["direct", 1, why[:300], row.id])
+            self._connection.execute(_COUNT, counts)
 
-    def _again(self, batch: Any, row: Any, why: str, *, direct: bool = False) -> None:
-        """Nothing came of it: its cost is given back, and it waits for the next batch."""
+    def _again(
+        self,
+        batch: Any,
+        row: Any,
+        why: str,
+        *,
+        direct: bool = False,
+        full: bool = False,
+        billed: bool = False,
+    ) -> None:
+        """Nothing came of it: its cost is given back, and it waits for the next batch. `full`: it
+        was not the request's turn yet, so this was no round."""
         asked = items(self._connection, row.id)
+        keys = [item[0] for item in asked.values()]
         if row.call is not None:
-            self._ledger.adopt(row.call, asked)
-            self._ledger.unsent(row.call, why, down=False)
-        last = direct or row.round + 1 >= self._settings.llm.batch_rounds
+            self._ledger.adopt(row.call, list(asked.values()))
+            self._ledger.unsent(row.call, why, down=False, billed=billed)
+        last = direct or (row.round + 1 >= self._settings.llm.batch_rounds and not full)
         if last:
-            self._ledger.release([item[0] for item in asked])
-        self._connection.execute(_AGAIN, ["direct" if last else "waiting", why, row.id])
-        self._connection.execute(_COUNT, [0, 1, batch.id])
+            self._ledger.release(keys)
+        with self._connection.transaction():
+            if row.emptied:  # a record of it was forgotten: the others are asked for without it
+                requests.over(self._connection, [row.id])
+            else:
+                state = "direct" if last else "waiting"
+                self._connection.execute(_AGAIN, [state, int(not full), why, row.id])
+            self._connection.execute(_COUNT, [0, 1, 0, batch.id])
+
+    def _holds(self, item: Item) -> bool:
+        asked = [item[0], self._ledger.owner]
+        return bool(self._rows("SELECT FROM llm_claims WHERE key = %s AND owner = %s", asked))
 
     def _rows(self, query: str, parameters: list[Any]) -> list[Any]:
         cursor = self._connection.cursor(row_factory=namedtuple_row)
@@ -186,11 +264,11 @@ class Collector:
             log.debug("a file stays with the provider", file=file, reason=str(error))
 
 
-def _errors(found: Any) -> str | None:
-    """What the provider says of a batch as a whole."""
+def _errors(found: Any) -> tuple[set[str], str | None]:
+    """What the provider says of a batch as a whole: codes, and one line."""
     rows = getattr(getattr(found, "errors", None), "data", None) or []
     said = [str(row.message or row.code or "") for row in rows]
-    return "; ".join(filter(None, said))[:300] or None
+    return {str(row.code) for row in rows}, "; ".join(filter(None, said))[:300] or None
 
 
 def _long(window: str) -> str:

@@ -6,36 +6,36 @@ import json
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 
+if TYPE_CHECKING:
+    import psycopg
+
 Loader = Callable[[], Settings]
 
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
-_LIST = """
-SELECT b.id, b.name, b.stage, b.model, b.state, b.status, b.requests, b.answered, b.again, b.error,
-       b.batch, b.made_at, b.sent_at, b.done_at, b.cancel_at,
-       (SELECT sum(cost) FROM llm_calls c JOIN llm_requests r ON r.call = c.id
-        WHERE r.batch = b.id) AS reserved
-FROM llm_batches b ORDER BY b.state = 'done', b.id DESC LIMIT %s
+_BATCHES = """
+SELECT id, name, stage, provider, model, state, status, requests, answered, again, cost, error,
+       batch, made_at, sent_at, done_at, cancel_at FROM llm_batches
 """
-_WAITING = """
-SELECT stage, count(*) FILTER (WHERE state = 'waiting') AS waiting,
-       count(*) FILTER (WHERE state = 'sent') AS sent,
-       extract(epoch FROM now() - min(made_at) FILTER (WHERE state IN ('waiting', 'sent')))
-         AS oldest
-FROM llm_requests GROUP BY 1 HAVING count(*) FILTER (WHERE state IN ('waiting', 'sent')) > 0
-ORDER BY 1
-"""
+_LIST = f"{_BATCHES} ORDER BY state = 'done', id DESC LIMIT %s"
+_ONE = f"{_BATCHES} WHERE %(named)s IN (id::text, name, batch)"
 _REQUESTS = """
-SELECT r.id::text, r.state, r.round, r.error, array_agg(i.record_id ORDER BY i.place) AS records
-FROM llm_requests r LEFT JOIN llm_request_items i ON i.request = r.id
-WHERE r.batch = %s GROUP BY r.id ORDER BY r.state, r.id LIMIT 20
+SELECT r.id::text, r.state, r.round + 1 AS round, r.error,
+       (SELECT array_agg(i.record_id ORDER BY i.place) FROM llm_request_items i
+        WHERE i.request = r.id) AS records
+FROM llm_requests r WHERE r.batch = %s ORDER BY r.state, r.id LIMIT 20
+"""
+_STATES = "SELECT state, count(*) FROM llm_requests WHERE batch = %s GROUP BY 1 ORDER BY 1"
+_RESERVED = """
+SELECT coalesce(sum(c.cost), 0) FROM llm_requests r JOIN llm_calls c ON c.id = r.call
+WHERE r.batch = %s AND r.state = 'sent'
 """
 
 
@@ -50,20 +50,24 @@ def batches() -> None:
 @click.pass_obj
 def list_(load: Loader, limit: int, as_json: bool) -> None:
     """Requests that wait, batches under way, and those that are done."""
+    from headrace.backlog import database
+    from headrace.llm import standing
+    from headrace.stream import topology as topologies
+
     settings = load()
-    waiting, found = _rows(settings, _WAITING, []), _rows(settings, _LIST, [limit])
+    paid = [group.short for group in topologies.load(settings).stages() if group.paid]
+    with database.reading(settings) as connection:
+        flying = standing.in_flight(connection, paid)
+        found = _rows(connection, _LIST, [limit])
     if as_json:
-        click.echo(json.dumps({"requests": waiting, "batches": found}, default=str))
+        requests = [{"stage": stage, **one.as_dict()} for stage, one in flying.items()]
+        _say({"requests": requests, "batches": found})
         return
-    for row in waiting:
-        oldest = _duration(float(row["oldest"] or 0))
-        click.echo(
-            f"{row['stage']}: {row['waiting']:,} requests wait for a batch, {row['sent']:,} are"
-            f" with the provider, the oldest for {oldest}"
-        )
+    for stage, one in flying.items():
+        click.echo(f"{stage}: {one}")
     for row in found:
         click.echo(_line(row))
-    if not waiting and not found:
+    if not flying and not found:
         click.echo("no batch yet: a group asks by batches with llm.transport")
 
 
@@ -73,20 +77,32 @@ def list_(load: Loader, limit: int, as_json: bool) -> None:
 @click.pass_obj
 def show(load: Loader, batch: str, as_json: bool) -> None:
     """One batch, and what stands of its requests."""
-    settings = load()
-    found = _one(settings, batch)
-    requests = _rows(settings, _REQUESTS, [found["id"]])
+    from headrace.backlog import database
+    from headrace.llm.admission import usd
+
+    with database.reading(load()) as connection:
+        found = _one(connection, batch)
+        states = {row["state"]: row["count"] for row in _rows(connection, _STATES, [found["id"]])}
+        requests = _rows(connection, _REQUESTS, [found["id"]])
+        reserved = _rows(connection, _RESERVED, [found["id"]])[0]["coalesce"]
     if as_json:
-        click.echo(json.dumps(found | {"pending": requests}, default=str))
+        _say(found | {"reserved": reserved, "pending": states, "examples": requests})
         return
     click.echo(_line(found))
-    for name in ("batch", "made_at", "sent_at", "done_at", "error"):
+    for name in ("provider", "batch", "made_at", "sent_at", "done_at"):
         if found[name]:
-            click.echo(f"    {name.replace('_at', '')}: {found[name]}")
+            said = f"{found[name]:%Y-%m-%d %H:%M:%S UTC}" if "_at" in name else found[name]
+            click.echo(f"    {name.removesuffix('_at')}: {said}")
+    if reserved:
+        click.echo(f"    reserved: {usd(reserved)}")
     for row in requests:
-        records = ", ".join(filter(None, row["records"]))
+        records = row["records"] or []
+        shown = ", ".join(records[:3]) + (f", … ({len(records)} in all)" if records[3:] else "")
         why = f": {row['error']}" if row["error"] else ""
-        click.echo(f"    {row['state']} (round {row['round'] + 1}){why}  {records}")
+        click.echo(f"    {row['state']} (round {row['round']}){why}  {shown}")
+    if sum(states.values()) > len(requests):
+        counted = ", ".join(f"{count:,} {state}" for state, count in states.items())
+        click.echo(f"    … {counted}")
 
 
 @batches.command()
@@ -94,11 +110,13 @@ def show(load: Loader, batch: str, as_json: bool) -> None:
 @click.pass_obj
 def cancel(load: Loader, batch: str) -> None:
     """Have the provider give a batch up; what it has answered by then counts."""
-    settings = load()
-    found = _one(settings, batch)
-    if found["state"] == "done":
-        raise HeadraceError(f"{found['name']} is done already ({found['status']})")
-    _rows(settings, "UPDATE llm_batches SET cancel_at = now() WHERE id = %s", [found["id"]])
+    from headrace.stores import postgres
+
+    with postgres.connect(_migrated(load), autocommit=True) as connection:
+        found = _one(connection, batch)
+        if found["state"] == "done":
+            raise HeadraceError(f"{found['name']} is done already ({found['status']})")
+        connection.execute("UPDATE llm_batches SET cancel_at = now() WHERE id = %s", [found["id"]])
     click.echo(f"{found['name']} is cancelled at the next look (`headrace llm batches list`)")
 
 
@@ -108,15 +126,18 @@ def cancel(load: Loader, batch: str) -> None:
 def resubmit(load: Loader, batch: str) -> None:
     """Send what a batch left unanswered with the next batch, at once and from its first round."""
     from headrace.llm.batches import courier
+    from headrace.stores import postgres
 
-    settings = load()
-    found = _one(settings, batch)
+    settings = _migrated(load)
+    with postgres.connect(settings, autocommit=True) as connection:
+        found = _one(connection, batch)
     if found["state"] != "done":
         raise HeadraceError(
             f"{found['name']} is under way: wait for it, or `headrace llm batches cancel`"
         )
     count = courier.resubmit(settings, found["id"], found["stage"])
-    click.echo(f"{count:,} requests of {found['name']} go with the next batch")
+    what = "request goes" if count == 1 else "requests go"
+    click.echo(f"{count:,} {what} with the next batch")
 
 
 @batches.command()
@@ -124,6 +145,7 @@ def resubmit(load: Loader, batch: str) -> None:
 def run(load: Loader) -> None:
     """Carry requests and answers in this process, as a container does."""
     from headrace import log
+    from headrace.llm import endpoint
     from headrace.llm.batches.courier import Courier
     from headrace.stream import topology as topologies
 
@@ -132,41 +154,55 @@ def run(load: Loader) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    Courier(settings, topologies.load(settings)).serve(stopping)
+    courier = Courier(settings, topologies.load(settings))
+    every = settings.llm.batch_poll_seconds
+    where = endpoint.named(settings).provider
+    log.get(__name__).info("carries batches", provider=where, every=f"{every:g} s")
+    courier.serve(stopping)
 
 
-def _rows(settings: Settings, query: str, parameters: list[Any]) -> list[dict[str, Any]]:
+def _migrated(load: Loader) -> Settings:
+    from headrace.stores import migrate
+
+    settings = load()
+    migrate.upgrade(settings)
+    return settings
+
+
+def _rows(connection: psycopg.Connection, query: str, parameters: Any) -> list[dict[str, Any]]:
     from psycopg.rows import dict_row
 
-    from headrace.stores import migrate, postgres
-
-    migrate.upgrade(settings)
-    with postgres.connect(settings, autocommit=True) as connection:
-        cursor = connection.cursor(row_factory=dict_row).execute(query.encode(), parameters)
-        return cursor.fetchall() if cursor.description else []
+    cursor = connection.cursor(row_factory=dict_row)
+    return cursor.execute(query.encode(), parameters).fetchall()
 
 
-def _one(settings: Settings, named: str) -> dict[str, Any]:
+def _one(connection: psycopg.Connection, named: str) -> dict[str, Any]:
     """By its number, its name, or the provider's id."""
-    every = _rows(settings, _LIST, [1_000_000])
-    for row in every:
-        if named in (str(row["id"]), row["name"], row["batch"]):
-            return row
-    raise HeadraceError(f"there is no batch {named}; `headrace llm batches list` names them")
+    found = _rows(connection, _ONE, {"named": named}) if "\0" not in named else []
+    if not found:
+        raise HeadraceError(f"there is no batch {named!r}; `headrace llm batches list` names them")
+    return found[0]
+
+
+def _say(value: dict[str, Any]) -> None:
+    from decimal import Decimal
+
+    def plain(one: Any) -> Any:
+        return float(one) if isinstance(one, Decimal) else one.isoformat()
+
+    click.echo(json.dumps(value, indent=2, default=plain))
 
 
 def _line(row: dict[str, Any]) -> str:
+    from headrace.llm.admission import usd
+
     status = row["status"] if row["state"] != "making" else "on its way"
     said = f"{row['id']:>4}  {row['name']}  {row['stage']}  {row['model']}  {status}"
     said += f"  {row['answered']:,} of {row['requests']:,} answered"
+    if row["cost"]:
+        said += f" for {usd(row['cost'])}"
     if row["again"]:
         said += f", {row['again']:,} came back"
     if row["cancel_at"] and row["state"] != "done":
         said += ", to be cancelled"
     return said + (f"  ({row['error']})" if row["error"] else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

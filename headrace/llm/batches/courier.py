@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
+from confluent_kafka import KafkaException
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError, Pause, Retry
@@ -36,23 +37,34 @@ log = get(__name__)
 _EVER = timedelta(days=36_500)
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace llm batches ' || current_schema()))"
 _BACK = """
-SELECT DISTINCT r.stage FROM llm_requests r WHERE r.state IN ('answered', 'direct')
+SELECT DISTINCT r.stage FROM llm_requests r WHERE r.state IN ('over', 'direct')
 """
-# A record that its store has not read yet is waited for: nothing could be read of it.
+# A record that its store has not read yet is waited for: nothing could be read of it. So is one
+# whose last redo the store has not seen the outcome of: it would be left out as queued already.
 _RECORDS = """
-SELECT r.id, array_agg(DISTINCT i.record_id),
-       bool_and(i.record_id IS NULL OR EXISTS (SELECT FROM records s WHERE s.id = i.record_id))
+SELECT r.id, array_agg(DISTINCT ARRAY[i.alone, i.record_id]) FILTER (WHERE i.key IS NOT NULL),
+       bool_and(i.key IS NULL OR EXISTS (SELECT FROM records s WHERE s.id = i.record_id)
+         AND NOT EXISTS (SELECT FROM redo d WHERE d."group" = r.stage
+                         AND d.record_id = i.record_id AND d.state = 'queued'))
 FROM llm_requests r LEFT JOIN llm_request_items i ON i.request = r.id
-WHERE r.stage = %s AND r.state IN ('answered', 'direct') GROUP BY r.id ORDER BY r.id LIMIT 1000
+WHERE r.stage = %s AND r.state IN ('over', 'direct') GROUP BY r.id ORDER BY r.id LIMIT 1000
 OFFSET %s
 """
-_ANSWERED = """
+_GONE = """
 WITH gone AS (
-  DELETE FROM llm_requests WHERE id = ANY(%(ids)s) AND state = 'answered' RETURNING id
+  DELETE FROM llm_requests WHERE id = ANY(%(ids)s) AND state = 'over' RETURNING id
 )
 DELETE FROM llm_request_items i USING gone WHERE i.request = gone.id
 """
 _DIRECT = "UPDATE llm_requests SET state = 'queued' WHERE id = ANY(%(ids)s) AND state = 'direct'"
+# What is never asked for again in the same words leaves its request behind.
+_SWEEP = """
+WITH gone AS (
+  DELETE FROM llm_requests WHERE state = 'queued' AND made_at < now() - interval '30 days'
+  RETURNING id
+)
+DELETE FROM llm_request_items i USING gone WHERE i.request = gone.id
+"""
 _OPEN = """
 SELECT EXISTS (SELECT FROM llm_requests WHERE state <> 'queued')
     OR EXISTS (SELECT FROM llm_batches WHERE state <> 'done')
@@ -66,21 +78,27 @@ class Courier:
         self,
         settings: Settings,
         topology: Topology,
-        queue: Callable[[str, Sequence[str]], None] | None = None,
+        queue: Callable[[str, Sequence[str], Sequence[str]], None] | None = None,
     ) -> None:
-        """`queue` has records of a stage done again; without it they go on its redo topic."""
+        """`queue` has records of a stage done again (parts of them alone, if any are named);
+        without it they go on its redo topic."""
         self._settings = settings
         self._topology = topology
         self._queue = queue or self._send_again
         self._connection: psycopg.Connection | None = None
         self._ledgers: dict[str, Ledger] = {}
         self._client: Client | None = None
-        self._said = ""
+        self._said: set[str] = set()  # at the last look
+        self._saying: set[str] = set()
 
     def serve(self, stopping: threading.Event) -> None:
-        """Until told to stop."""
+        """Until told to stop, whatever happens meanwhile."""
         while not stopping.is_set():
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                log.exception("a look at batches failed; the next one comes")
+                self.close()
             stopping.wait(self._settings.llm.batch_poll_seconds)
         self.close()
 
@@ -88,14 +106,7 @@ class Courier:
         """Do what there is to do; False where another one holds the lock or nothing could be
         done."""
         try:
-            connection = self._locked()
-            if connection is None:
-                return False
-            if connection.execute(_OPEN).fetchone() != (True,):
-                return True
-            self._submit(connection)
-            self._collect(connection)
-            self._redo(connection)
+            return self._look()
         except (Retry, Pause, Passing, Refused, HeadraceError) as error:
             self._say(str(error))
             return False
@@ -105,7 +116,17 @@ class Courier:
             self.close()
             self._say(str(error).splitlines()[0])
             return False
-        self._said = ""
+        finally:
+            self._said, self._saying = self._saying, set()
+
+    def _look(self) -> bool:
+        connection = self._locked()
+        if connection is None:
+            return False
+        if connection.execute(_OPEN).fetchone() == (True,):
+            self._submit(connection)
+            self._collect(connection)
+            self._redo(connection)
         return True
 
     def close(self) -> None:
@@ -122,13 +143,20 @@ class Courier:
     # -- the steps
 
     def _submit(self, connection: psycopg.Connection) -> None:
-        llm = self._settings.llm
+        settings = self._settings
         for batch in submission.making(connection):
             self._send(connection, batch)
-        for of in submission.waiting(connection):
-            if of.provider != endpoint.named(self._settings).provider or not of.due(llm):
+        asked = endpoint.named(settings)
+        for of in submission.waiting(connection, settings.llm):
+            if not of.due(settings.llm):
                 continue
-            while submission.make(connection, llm, of, self._settings.project):
+            if (of.provider, of.model) != (asked.provider, asked.model):
+                why = f"{asked.model} at {asked.provider} is asked now"
+                count = submission.drop(connection, of, why)
+                log.warning("%s: %d requests for %s are not sent: %s",
+                            of.stage, count, of.model, why)  # fmt: skip
+                continue
+            while submission.make(connection, settings, of):
                 sent = [self._send(connection, batch) for batch in submission.making(connection)]
                 if not all(sent):
                     break
@@ -154,23 +182,37 @@ class Courier:
 
     def _redo(self, connection: psycopg.Connection) -> None:
         for (stage,) in connection.execute(_BACK).fetchall():
-            skipped = 0
-            while rows := connection.execute(_RECORDS, [stage, skipped]).fetchall():
-                ready = [(name, ids) for name, ids, stored in rows if stored]
-                skipped += len(rows) - len(ready)
-                records = sorted({one for _, ids in ready for one in ids if one})
-                if records:
-                    self._queue(stage, records)
-                names = {"ids": [name for name, _ in ready]}
-                with connection.transaction():
-                    connection.execute(_ANSWERED, names)
-                    connection.execute(_DIRECT, names)
+            try:
+                self._redo_of(connection, stage)
+            except (HeadraceError, KafkaException) as error:
+                self._say(f"{stage}: what came back is not queued yet: {error}")
 
-    def _send_again(self, stage: str, records: Sequence[str]) -> None:
+    def _redo_of(self, connection: psycopg.Connection, stage: str) -> None:
+        skipped = 0
+        while rows := connection.execute(_RECORDS, [stage, skipped]).fetchall():
+            taken: dict[str, str] = {}  # a record, and which parts of it alone
+            ready = []
+            for name, found, free in rows:
+                asked = [(record, alone) for alone, record in found or ()]
+                # A record is queued once at a time.
+                if free and all(taken.get(record, alone) == alone for record, alone in asked):
+                    taken.update(asked)
+                    ready.append(name)
+            skipped += len(rows) - len(ready)
+            for alone in sorted(set(taken.values())):
+                records = sorted(record for record, parts in taken.items() if parts == alone)
+                self._queue(stage, records, alone.split(",") if alone else ())
+            names = {"ids": ready}
+            with connection.transaction():
+                connection.execute(_GONE, names)
+                connection.execute(_DIRECT, names)
+
+    def _send_again(self, stage: str, records: Sequence[str], parts: Sequence[str]) -> None:
         group = self._topology.group(stage)
         sending.queue(
-            self._settings, self._topology, group, records, "answers of a batch", kind="answered"
-        )
+            self._settings, self._topology, group, records, "answers of a batch",
+            kind="answered", parts=parts,
+        )  # fmt: skip
 
     # -- what they need
 
@@ -209,40 +251,49 @@ class Courier:
         if made.execute(_LOCK).fetchone() != (True,):
             made.close()
             return None
+        made.execute(_SWEEP)
         self._connection = made
         return made
 
     def _say(self, line: str) -> None:
-        if line != self._said:
+        """Once, as long as it stays so."""
+        if line not in self._said | self._saying:
             log.warning("%s", line)
-        self._said = line
+        self._saying.add(line)
 
 
 def wanted(settings: Settings, topology: Topology) -> bool:
-    """Whether any group asks by batches."""
-    return any(
-        settings.llm.transport.get(group.short, "direct") != "direct"
-        for group in topology.stages()
-        if group.paid
-    )
+    """Whether any group asks by batches, or did, and something of that is under way."""
+    paid = [group.short for group in topology.stages() if group.paid]
+    if any(settings.llm.transport.get(short, "direct") != "direct" for short in paid):
+        return True
+    if not paid or not settings.llm.configured:
+        return False
+    try:
+        with postgres.connect(settings, readonly=True) as connection:
+            return connection.execute(_OPEN).fetchone() == (True,)
+    except (HeadraceError, psycopg.Error):
+        return False  # there is nothing to carry without PostgreSQL
 
 
+# Of the others a part is answered, and not to be bought once more.
 _UNANSWERED = """
 SELECT r.id, r.state, array_agg(i.key ORDER BY i.place), array_agg(i.record_id ORDER BY i.place),
        array_agg(i."set" ORDER BY i.place), array_agg(i.part ORDER BY i.place)
 FROM llm_requests r JOIN llm_request_items i ON i.request = r.id
 WHERE r.batch = %s AND r.state IN ('waiting', 'direct', 'queued') AND r.body IS NOT NULL
-GROUP BY r.id ORDER BY r.id
+GROUP BY r.id HAVING count(*) = (r.task ->> 'items')::integer ORDER BY r.id
 """
 _ANEW = """
-UPDATE llm_requests SET state = 'waiting', round = 0, urgent = true
+UPDATE llm_requests SET state = 'waiting', round = 0, urgent = true, error = NULL
 WHERE id = %s AND state IN ('waiting', 'direct', 'queued')
 """
 
 
 def resubmit(settings: Settings, batch: int, stage: str) -> int:
     """Let what a batch left unanswered go with the next one; returns how many requests. What a
-    worker is asking for directly at this moment is left to it."""
+    worker is asking for directly at this moment is left to it, and so is a request of which a part
+    is answered."""
     chosen = 0
     ledger = Ledger(settings, stage, COURIER)
     try:

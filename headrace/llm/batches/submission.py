@@ -1,6 +1,7 @@
 """A batch on its way to the provider. Whoever is killed at any of these steps goes on with it:
 
     make     the batch and its requests, in one transaction, under a name of its own
+    check    requests that a forgotten record was in are taken out, and a file that held them
     reserve  the cost of each request, in the ledger, as a call
     upload   the file, named after the batch
     create   the batch, with its name in the metadata
@@ -16,14 +17,17 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from decimal import Decimal
 from typing import IO, Any, NamedTuple
 
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from headrace.config import LLM
-from headrace.errors import Pause
-from headrace.llm.admission import Planned, Wait
+from headrace.config import LLM, Settings
+from headrace.errors import Pause, Retry
+from headrace.llm import admission
+from headrace.llm.admission import Planned, Taken, Wait
+from headrace.llm.batches import requests
 from headrace.llm.ledger import Item, Ledger
 from headrace.log import get
 
@@ -31,14 +35,17 @@ log = get(__name__)
 
 ENDPOINT = "/v1/chat/completions"
 METADATA = "headrace"  # the key under which a batch carries our name
+FULL = "full"  # status of a batch that did not find room with the provider
 
 _OPEN = """
 SELECT stage, provider, model, count(*) AS requests, sum(bytes)::bigint AS bytes,
-       extract(epoch FROM now() - min(made_at))::float8 AS seconds, bool_or(urgent) AS urgent
-FROM llm_requests WHERE state = 'waiting' GROUP BY 1, 2, 3 ORDER BY min(made_at)
+       extract(epoch FROM now() - min(made_at))::float8 AS seconds, bool_or(urgent) AS urgent,
+       EXISTS (SELECT FROM llm_batches b WHERE b.provider = r.provider AND b.model = r.model
+               AND b.status = 'full' AND b.done_at > now() - make_interval(secs => %s)) AS full
+FROM llm_requests r WHERE state = 'waiting' GROUP BY 1, 2, 3 ORDER BY min(made_at)
 """
 _NEXT = """
-SELECT id, bytes FROM llm_requests
+SELECT id, bytes, cost FROM llm_requests
 WHERE state = 'waiting' AND stage = %s AND provider = %s AND model = %s
 ORDER BY made_at, id LIMIT %s FOR UPDATE SKIP LOCKED
 """
@@ -50,6 +57,15 @@ _TAKE = """
 UPDATE llm_requests SET state = 'sent', batch = %s, urgent = false WHERE id = ANY(%s)
 """
 _MAKING = "SELECT * FROM llm_batches WHERE state = 'making' ORDER BY id"
+
+_EMPTIED = """
+SELECT id, call FROM llm_requests WHERE batch = %s AND state = 'sent' AND body IS NULL
+"""
+_NO_FILE = "UPDATE llm_batches SET file = NULL WHERE id = %s"
+_STALE = """
+SELECT id FROM llm_requests
+WHERE state = 'waiting' AND stage = %s AND provider = %s AND model = %s LIMIT 10000
+"""
 
 # What was reserved when its row could not be told of it any more.
 _ADOPT = """
@@ -69,11 +85,6 @@ _RESERVED = "UPDATE llm_requests SET call = %s WHERE id = %s"
 _GIVE_BACK = """
 UPDATE llm_requests SET state = 'waiting', batch = NULL
 WHERE batch = %s AND state = 'sent' AND call IS NULL AND body IS NOT NULL
-"""
-# Forgotten since: there is nothing to send any more, and the others of the call are asked anew.
-_EMPTIED = """
-UPDATE llm_requests SET state = 'direct', batch = NULL
-WHERE batch = %s AND state = 'sent' AND body IS NULL
 """
 _BODIES = """
 SELECT id, body FROM llm_requests WHERE batch = %s AND state = 'sent' AND body IS NOT NULL
@@ -97,8 +108,11 @@ class Waiting(NamedTuple):
     bytes: int
     seconds: float
     urgent: bool
+    full: bool
 
     def due(self, llm: LLM) -> bool:
+        if self.full:
+            return False
         return (
             self.urgent
             or self.requests >= llm.batch_requests
@@ -107,26 +121,30 @@ class Waiting(NamedTuple):
         )
 
 
-def waiting(connection: psycopg.Connection) -> list[Waiting]:
-    return [Waiting(*row) for row in connection.execute(_OPEN).fetchall()]
+def waiting(connection: psycopg.Connection, llm: LLM) -> list[Waiting]:
+    return [Waiting(*row) for row in connection.execute(_OPEN, [llm.batch_age_seconds]).fetchall()]
 
 
-def make(connection: psycopg.Connection, llm: LLM, of: Waiting, project: str) -> bool:
-    """A batch of the oldest requests; False where there are none any more."""
+def make(connection: psycopg.Connection, settings: Settings, of: Waiting) -> bool:
+    """A batch of the oldest requests, no more than there is money for; False where there are none
+    any more. One is taken however little is left: the ledger says what is wrong then."""
+    llm = settings.llm
     with connection.transaction():
         rows = connection.execute(
             _NEXT, [of.stage, of.provider, of.model, llm.batch_requests]
         ).fetchall()
+        left = admission.left(connection, settings)
         chosen: list[uuid.UUID] = []
-        size = 0
-        for name, length in rows:
+        size, price = 0, Decimal(0)
+        for name, length, cost in rows:
             size += length + 200  # what stands around a body in its line
-            if chosen and size > llm.batch_bytes:
+            price += cost or 0
+            if chosen and (size > llm.batch_bytes or (left is not None and price > left)):
                 break
             chosen.append(name)
         if not chosen:
             return False
-        name = f"{project}.{of.stage}.{uuid.uuid4().hex[:12]}"
+        name = f"{settings.project}.{of.stage}.{uuid.uuid4().hex[:12]}"
         row = connection.execute(
             _MAKE, [name, of.stage, of.provider, of.model, len(chosen)]
         ).fetchone()
@@ -140,6 +158,15 @@ def making(connection: psycopg.Connection) -> list[Any]:
     return connection.cursor(row_factory=namedtuple_row).execute(_MAKING).fetchall()
 
 
+def drop(connection: psycopg.Connection, of: Waiting, why: str) -> int:
+    """Nobody asks for these answers any more: what is asked now is asked for instead."""
+    count = 0
+    while rows := connection.execute(_STALE, [of.stage, of.provider, of.model]).fetchall():
+        requests.over(connection, [name for (name,) in rows], why)
+        count += len(rows)
+    return count
+
+
 def submit(
     connection: psycopg.Connection, ledger: Ledger, client: Any, llm: LLM, batch: Any
 ) -> None:
@@ -147,6 +174,7 @@ def submit(
     before anything could be reserved, and what the client raises."""
     created = _created(client, batch)
     if created is None:
+        file = _checked(connection, ledger, client, batch)
         refused = _reserve(connection, ledger, batch)
         reserved = _count(connection, batch)
         if not reserved:
@@ -154,13 +182,13 @@ def submit(
             if refused is not None:
                 raise refused
             return
-        file = batch.file or _uploaded(client, batch)
         if file is None:
             with tempfile.TemporaryFile() as lines:
                 _write(connection, batch, lines)
                 lines.seek(0)
                 file = client.files.create(file=(_file(batch), lines), purpose="batch").id
             log.info("uploaded a batch", batch=batch.name, requests=reserved, file=file)
+        # Whoever has lost the connection, and with it the lock, comes no further.
         connection.execute(_UPLOADED, [file, batch.id])
         created = client.batches.create(
             input_file_id=file,
@@ -196,10 +224,26 @@ def _uploaded(client: Any, batch: Any) -> str | None:
     return None
 
 
+def _checked(connection: psycopg.Connection, ledger: Ledger, client: Any, batch: Any) -> str | None:
+    """The file that was uploaded before, if what it holds may still be sent. Of what was forgotten
+    meanwhile nothing is: the others of its request are asked for without it."""
+    connection.execute(_ADOPT, [batch.id])
+    file: str | None = batch.file or _uploaded(client, batch)
+    emptied = connection.execute(_EMPTIED, [batch.id]).fetchall()
+    if emptied and file is not None:
+        client.files.delete(file)
+        connection.execute(_NO_FILE, [batch.id])
+        file = None
+    for name, call in emptied:
+        if call is not None:
+            ledger.adopt(call, list(items(connection, name).values()))
+            ledger.unsent(call, "a record was forgotten", down=False)
+        requests.over(connection, [name])
+    return file
+
+
 def _reserve(connection: psycopg.Connection, ledger: Ledger, batch: Any) -> Pause | None:
     """A call in the ledger for each request. Where the budget ends, what is left waits again."""
-    connection.execute(_EMPTIED, [batch.id])
-    connection.execute(_ADOPT, [batch.id])
     cursor = connection.cursor(row_factory=namedtuple_row)
     while rows := cursor.execute(_UNRESERVED, [batch.id]).fetchall():
         row: Any
@@ -220,7 +264,11 @@ def _reserve(connection: psycopg.Connection, ledger: Ledger, batch: Any) -> Paus
             except Pause as pause:
                 connection.execute(_GIVE_BACK, [batch.id])
                 return pause
-            assert not isinstance(admitted, Wait), "batches wait for no rate limit"
+            except Taken:  # somebody asks for them directly
+                requests.over(connection, [row.id])
+                continue
+            if isinstance(admitted, Wait):
+                raise Retry(admitted.seconds, admitted.why)
             connection.execute(_RESERVED, [admitted.call, row.id])
     return None
 
@@ -244,11 +292,11 @@ def _bodies(connection: psycopg.Connection, batch: Any) -> Iterator[tuple[uuid.U
         yield from cursor.execute(_BODIES, [batch.id])
 
 
-def items(connection: psycopg.Connection, request: uuid.UUID) -> list[Item]:
-    """What a request asks for, in the order of its numbers."""
+def items(connection: psycopg.Connection, request: uuid.UUID) -> dict[int, Item]:
+    """What a request asks for, by the places of their numbers."""
     query = (
-        'SELECT key, record_id, "set", part FROM llm_request_items WHERE request = %s'
+        'SELECT place, key, record_id, "set", part FROM llm_request_items WHERE request = %s'
         " ORDER BY place"
     )
     rows = connection.execute(query, [request]).fetchall()
-    return [(bytes(key), record, number, part) for key, record, number, part in rows]
+    return {place: (bytes(key), *rest) for place, key, *rest in rows}

@@ -199,7 +199,7 @@ BEGIN
     RETURN;
   END IF;
 
-  IF v_provider.failures >= p_failures THEN
+  IF p_transport = 'direct' AND v_provider.failures >= p_failures THEN
     IF v_provider.open_until > v_now THEN
       kind := 'open'; until := v_provider.open_until; used := v_provider.failures;
       note := v_provider.error; seconds := extract(epoch FROM until - v_now);
