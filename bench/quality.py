@@ -47,7 +47,7 @@ class Exact:
         vectors = table.column("vector").combine_chunks()
         self._vectors = vectors.flatten().to_numpy().reshape(len(vectors), -1)
         self._place = {name: at for at, name in enumerate(table.column("id").to_pylist())}
-        self._model = embedding.load(headrace.settings.embeddings)
+        self._model = embedding.load(headrace.settings.embeddings, headrace.settings.llm)
 
     def __len__(self) -> int:
         return len(self._place)

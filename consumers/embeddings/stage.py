@@ -36,5 +36,6 @@ class Embed:
 
 
 def build(context: Context) -> Process:
-    settings = context.settings.embeddings
-    return Embed(embedding.load(settings), settings.max_characters)
+    settings = context.settings
+    model = embedding.load(settings.embeddings, settings.llm)
+    return Embed(model, settings.embeddings.max_characters)

@@ -32,7 +32,7 @@ log = get(__name__)
 def build(context: Context) -> Process:
     settings = context.settings
     prompt = prompts.load("consumers.personas", "personas")
-    model = embedding.load(settings.embeddings)
+    model = embedding.load(settings.embeddings, settings.llm)
     return Personas(settings, asking.open(context), prompt, model, watching.Watch(context))
 
 

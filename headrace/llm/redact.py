@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _AT = r"(?:@|＠|%40)"
+_LOCAL = r"[\w.+'\-]"  # before the @ of an address
 _DATE = r"(?:19|20)\d\d-\d\d-\d\d"
 _CLOCK = r"[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?"
 _DAY = r"(?:\d{1,2}[./\-]\d{1,2}[./\-](?:19|20)\d\d|(?:19|20)\d\d[./]\d{1,2}[./]\d{1,2})"
@@ -28,7 +29,7 @@ _KEPT = [
 _KINDS = {
     # A name at a server of the fediverse before the e-mail address in it.
     "user": rf"(?<![\w/]){_AT}\w[\w.\-]*{_AT}[\w\-]+(?:\.[\w\-]+)*",
-    "email": rf"(?<![\w.+'\-])[\w.+'\-]+{_AT}[\w\-]+(?:\.[\w\-]+)*",
+    "email": rf"(?<!{_LOCAL}){_LOCAL}+{_AT}[\w\-]+(?:\.[\w\-]+)*",
     "user_": r"(?<!\w)[@＠]\w(?:[\w.\-]*\w)?|(?<!\w)/?u/[\w\-]{2,}",
     # Nine digits or more, in groups if any; or 555-0123; or whatever begins with +.
     "phone": (
@@ -93,7 +94,7 @@ def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
         said = sorted({name for name in tidied if name}, key=len)
         own = "|".join(r"\s+".join(map(re.escape, name.split(" "))) for name in reversed(said))
         parts = [("kept", "|".join(_KEPT))]
-        parts += [("name", rf"(?<!\w)(?:{own})(?!\w)")] if own else []
+        parts += [("name", rf"(?<!\w)(?:{own})(?!\w|{_LOCAL}*{_AT})")] if own else []
         parts += list(_KINDS.items())
         pattern = "|".join(f"(?P<{kind}>{part})" for kind, part in parts)
         found = _patterns[names] = re.compile(pattern, re.IGNORECASE)

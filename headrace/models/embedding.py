@@ -12,12 +12,15 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.config import Embeddings
+from headrace.config import LLM, Embeddings
 from headrace.errors import ConfigError, HeadraceError, Pause, Retry
+from headrace.llm.endpoint import OPENAI, beyond
+from headrace.llm.redact import Redactor
 from headrace.vectors import packed, space, unpacked
 
 if TYPE_CHECKING:
@@ -64,12 +67,13 @@ class Embedder(Protocol):
         ...
 
 
-def load(settings: Embeddings) -> Embedder:
-    """The model that the settings name. Raises HeadraceError where it cannot be had."""
+def load(settings: Embeddings, llm: LLM) -> Embedder:
+    """The model that the settings name; `llm` says what may leave the machine. Raises HeadraceError
+    where it cannot be had."""
     if settings.provider == "fastembed":
         return FastEmbed(settings)
     if settings.provider == "openai":
-        return Endpoint(settings)
+        return Endpoint(settings, llm)
     for key, standard in (("model", MINILM), ("dimensions", MINILM_DIMENSIONS)):
         if getattr(settings, key) not in (None, standard):
             raise ConfigError(
@@ -178,7 +182,15 @@ class FastEmbed:
 class Endpoint:
     """An endpoint that speaks OpenAI's API."""
 
-    def __init__(self, settings: Embeddings, client: openai.OpenAI | None = None) -> None:
+    def __init__(self, settings: Embeddings, llm: LLM, client: openai.OpenAI | None = None) -> None:
+        if llm.local_only:
+            complaint = beyond(urlsplit(settings.base_url or OPENAI).hostname or "")
+            if complaint:
+                raise ConfigError(
+                    f"llm.local_only: {complaint}; nothing was sent. Set embeddings.base_url to an "
+                    "endpoint of this machine, or embeddings.provider to minilm"
+                )
+        self._masked = llm.redact_names if llm.redact else None
         self.name = _named(settings)
         self.dimensions = _stated(settings)
         self.version = "openai-1"
@@ -203,8 +215,11 @@ class Endpoint:
         import openai
 
         wanted: dict[str, Any] = {"dimensions": self.dimensions} if self._shorten else {}
+        sent = list(texts)
+        if self._masked is not None:
+            sent = [Redactor(self._masked).text(text) for text in texts]
         try:
-            answer = self._client.embeddings.create(model=self.name, input=list(texts), **wanted)
+            answer = self._client.embeddings.create(model=self.name, input=sent, **wanted)
             rows = sorted(answer.data, key=lambda row: row.index)
         except (openai.APIConnectionError, openai.InternalServerError) as error:  # timeouts too
             raise Retry(_patience(error), f"embeddings: {_line(error)}") from error

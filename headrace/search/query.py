@@ -282,7 +282,8 @@ class Searcher:
                     f" {wanted}: `headrace search rebuild`, or --mode keyword"
                 )
         try:
-            self._model = self._model or embedding.load(self._settings.embeddings)
+            made = self._model or embedding.load(self._settings.embeddings, self._settings.llm)
+            self._model = made
             numbers: list[float] = self._model.embed([words])[0].tolist()
         except (Retry, Pause, HeadraceError) as error:
             raise NoVectors(f"search: no vector for these words: {error}") from None

@@ -269,11 +269,12 @@ def test_a_budget_needs_a_price() -> None:
             "[phone 1] or [phone 2] or [phone 3]",
         ),
         ("Anna Mu\u0308ller", "[name 1]"),
+        ("ada.doe@example.org of Ada, ADA@x.org", "[email 1] of [name 1], [email 2]"),
         ("post:x:joe@example.com", "post:x:[email 1]"),
     ],
 )
 def test_redaction(text: str, masked: str | None) -> None:
-    assert Redactor(["Anna Müller", " "]).text(text) == (text if masked is None else masked)
+    assert Redactor(["Anna Müller", " ", "Ada"]).text(text) == (text if masked is None else masked)
 
 
 def test_redaction_keeps_ids_and_tells_people_apart() -> None:

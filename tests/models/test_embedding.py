@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.config import Embeddings, Settings
+from headrace.config import LLM, Embeddings, Settings
 from headrace.errors import ConfigError, HeadraceError
 from headrace.models import embedding
 from headrace.models.embedding import MINILM, Endpoint, MiniLM
@@ -92,7 +92,7 @@ def test_settings_that_cannot_be_are_named(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ConfigError, match=message):
-        embedding.load(Embeddings(**given))
+        embedding.load(Embeddings(**given), LLM())
 
 
 def test_a_space_is_known_without_its_model() -> None:
@@ -122,11 +122,11 @@ class FakeFastEmbed:
 
 def test_fastembed_gives_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "_fastembed", lambda: FakeFastEmbed)
-    model = embedding.load(Embeddings(provider="fastembed", model="tiny/one"))
+    model = embedding.load(Embeddings(provider="fastembed", model="tiny/one"), LLM())
     assert (model.name, model.dimensions, model.version) == ("tiny/one", 2, "fastembed-9")
     assert model.embed(["", "abc"])[0].tolist() == [0, 1]
     with pytest.raises(HeadraceError, match="fastembed cannot load tiny/broken"):
-        embedding.load(Embeddings(provider="fastembed", model="tiny/broken"))
+        embedding.load(Embeddings(provider="fastembed", model="tiny/broken"), LLM())
     with pytest.raises(ConfigError, match="fastembed has no else; there are: tiny/one"):
         embedding.space_of(Embeddings(provider="fastembed", model="else"))
 
@@ -183,9 +183,17 @@ def server() -> Iterator[Server]:
     server.server.server_close()
 
 
-def endpoint(server: Server, **given: Any) -> Endpoint:
+def endpoint(server: Server, llm: LLM | None = None, **given: Any) -> Endpoint:
     own = {"provider": "openai", "model": "m", "dimensions": 2, "base_url": server.url}
-    return Endpoint(Embeddings(**(own | given)))
+    return Endpoint(Embeddings(**(own | given)), llm or LLM())
+
+
+def test_what_may_leave_the_machine(server: Server) -> None:
+    masking = LLM(local_only=True, redact=True, redact_names=("Ada",))
+    endpoint(server, masking).embed(["Ada", "ada@example.org"])
+    assert [asked["input"] for asked in server.requests] == [["[name 1]", "[email 1]"]]
+    with pytest.raises(ConfigError, match=r"llm\.local_only: 192.* beyond .*; nothing was sent"):
+        endpoint(server, masking, base_url="http://192.0.2.1/v1")
 
 
 def test_an_endpoint_gives_each_text_its_own_vector(server: Server) -> None:
@@ -259,7 +267,7 @@ def test_an_answer_without_vectors_is_no_texts_fault(server: Server, body: Any) 
 def test_an_endpoint_that_is_gone_or_silent_is_a_retry(server: Server) -> None:
     gone = Embeddings(provider="openai", model="m", dimensions=2, base_url="http://127.0.0.1:1/v1")
     with pytest.raises(Retry):
-        Endpoint(gone).embed(["a"])
+        Endpoint(gone, LLM()).embed(["a"])
     silence = threading.Event()
 
     def silent(asked: dict[str, Any]) -> Answer:
