@@ -279,11 +279,11 @@ class Asker:
         )
         answered |= claimed.answered
         mine = claimed.mine
-        if self._by_batch(len(wanted)):
-            deferred |= self._defer(task, missing, mine.keys() - told.keys())
-            mine = {key: lost for key, lost in mine.items() if key not in deferred}
         ask = _Ask(task, missing, since + self._seconds)
         try:
+            if self._by_batch(len(wanted)):
+                deferred |= self._defer(task, missing, mine.keys() - told.keys())
+                mine = {key: lost for key, lost in mine.items() if key not in deferred}
             self._buy(ask, _packed(task, missing, mine, self._past.alone))
         finally:
             self._past.close(answered.keys() | ask.done.keys())

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from headrace import config
 from headrace.errors import ConfigError, Pause, Retry
 from headrace.llm import asking
 from headrace.llm.asking import Answered, Failed
+from headrace.llm.client import Client
 from headrace.stream.stage import Context
 from tests.llm import provider
 from tests.llm.desk import STAGE, Desk, items, many, packed, project, settings_of, single
@@ -130,6 +132,32 @@ def test_several_calls_at_a_time(desks: Callable[..., Desk], p: Provider) -> Non
         assert (sent, len(p.calls)) == (3, 3)
         free.set()
         assert len(values(asked.result(120))) == 7
+
+
+def test_an_endpoint_that_does_not_count(
+    desk: Desk, p: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Client.ask
+    monkeypatch.setattr(
+        Client, "ask", lambda *given: replace(ask(*given), input_tokens=0, output_tokens=0)
+    )
+    desk.asker().ask(packed(), many(4))
+    ((took, gave, cost),) = desk.sql(
+        "SELECT input_tokens, output_tokens, cost FROM llm_calls WHERE provider = %s",
+        [desk.asker()._ledger.provider],
+    )
+    assert took > 20
+    assert gave > 20
+    assert cost > 0
+
+
+def test_workers_of_other_data_folders_are_others(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = desk.asker("here-0")._ledger.owner
+    assert desk.asker("here-0")._ledger.owner == here
+    monkeypatch.setenv("HEADRACE_DATA_DIR", str(tmp_path))
+    assert desk.asker("here-0")._ledger.owner != here
 
 
 # What passes
@@ -283,6 +311,22 @@ def test_an_answer_cut_short(desk: Desk, p: Provider) -> None:
     assert isinstance(dead, Failed)
     assert dead.reason.startswith("Truncated: ")
     assert dead.raw
+
+
+def test_more_room_than_the_endpoint_gives(desk: Desk, p: Provider) -> None:
+    most = 256 + 2 * 40
+
+    def judged(call: Call) -> provider.Step:
+        if call.body["max_tokens"] > most:
+            return provider.status(400, message="too large", param="max_tokens")
+        return provider.truncated(0.3)
+
+    p.judge = judged
+    (dead,) = desk.asker().ask(single(), items("long"))
+    assert isinstance(dead, Failed) and "does not take max_tokens" in dead.reason
+    p.judge = lambda call: provider.status(400, message="too large", param="max_tokens")
+    with pytest.raises(Pause, match="does not take max_tokens"):
+        desk.asker().ask(single(), items("short"))
 
 
 def test_a_refused_call_is_split_to_find_the_guilty(desk: Desk, p: Provider) -> None:
@@ -483,6 +527,40 @@ def test_an_ask_that_takes_too_long_goes_on_later(desk: Desk, p: Provider) -> No
     wait_for(whole, timeout=240)
     assert rounds > 1
     assert len(p.calls) == 12
+
+
+def test_what_an_answer_lacked_is_known_to_the_next_ask(desk: Desk, p: Provider) -> None:
+    p.seconds = 0.6
+    asker = desk.asker()
+    asker._seconds = 0.5  # not even two calls
+
+    def outcomes(task: asking.Task, asked: list[asking.Item]) -> list[asking.Outcome]:
+        try:
+            return asker.ask(task, asked)
+        except Retry:
+            return []
+
+    p.answer = lambda asked: {"score": 11, "why": "so"}
+    (dead,) = wait_for(lambda: outcomes(single(), items("broken")), timeout=240)
+    assert isinstance(dead, Failed) and dead.reason.startswith("InvalidAnswer: ")
+    assert len(p.calls) == 2
+
+    p.judge = lambda call: provider.truncated(0.1)
+    found = wait_for(lambda: outcomes(packed(), many(3)), timeout=240)
+    assert all(isinstance(one, Failed) and one.reason.startswith("Truncated") for one in found)
+    assert [len(call.items) for call in p.calls[2:]] == [3, 1, 1, 1]
+    assert not any(vars(asker._past).values())
+
+
+def test_why_an_ask_was_in_vain(desks: Callable[..., Desk], p: Provider) -> None:
+    asker = desks(requests_per_minute=2).asker()
+    asker._seconds = 30.0
+    with pytest.raises(Retry, match="llm: a part of the batch is done"):
+        asker.ask(single(), many(5))
+    asker._seconds = 3.0
+    with pytest.raises(Retry, match=r"llm: waiting for the rate limit \(2 of 2 a minute\)"):
+        asker.ask(single(), many(5))
+    assert len(p.calls) == 2
 
 
 def test_a_mistake_of_ours_is_raised_and_nothing_stays_claimed(desk: Desk) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -102,27 +103,43 @@ def test_a_time_out_may_have_been_paid(p: Provider) -> None:
     assert raised.value.billed
 
 
-def test_an_answer_that_trickles_has_no_more_time_than_another() -> None:
-    ended = threading.Event()
+@contextmanager
+def raw(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of an endpoint that answers one call as it likes."""
 
-    def serve(listener: socket.socket) -> None:
+    def accept() -> None:
         connection, _ = listener.accept()
         with connection, suppress(OSError):
             connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            while not ended.wait(0.02):  # as some endpoints keep a connection alive
-                connection.sendall(b"1\r\n \r\n")
+            serve(connection)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=[listener])
-        thread.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        pool.submit(accept)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def test_an_answer_that_trickles_has_no_more_time_than_another() -> None:
+    ended = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not ended.wait(0.02):  # as some endpoints keep a connection alive
+            connection.sendall(b"1\r\n \r\n")
+
+    with raw(trickle) as url:
         try:
             with pytest.raises(Passing, match="gave no answer within") as raised:
-                ask(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_seconds=1)
+                ask(url, timeout_seconds=1)
         finally:
             ended.set()
-            thread.join(60)
     assert raised.value.billed
+
+
+def test_half_a_character_is_no_reason_to_lose_an_answer() -> None:
+    body = b'{"choices": [{"message": {"content": "so \\ud83d"}, "finish_reason": "length"}]}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with raw(lambda connection: connection.sendall(head % len(body) + body)) as url:
+        assert ask(url).text == "so ?"
 
 
 def test_nobody_listens() -> None:

@@ -125,6 +125,25 @@ def test_leases_of_a_long_ask_are_renewed(books: Books) -> None:
     assert books.ledger("h-1").claim([*first, *later]).theirs == {first[0][0], later[0][0]}
 
 
+def test_a_claim_outlives_the_longest_call(books: Books) -> None:
+    ledger = books.ledger(llm__timeout_seconds=120)
+    items = books.items("a")
+    ledger.claim(items)
+    books.sql("UPDATE llm_claims SET until = now() + interval '121 seconds'")
+    admitted(ledger.admit(plan(items)))
+    assert books.sql("SELECT until > now() + interval '140 seconds' FROM llm_claims") == [(True,)]
+
+
+def test_calls_of_a_clock_that_was_set_back_hold_nobody_up(books: Books) -> None:
+    ledger = books.ledger(llm__requests_per_minute=1)
+    items = books.items("a")
+    ledger.claim(items)
+    admitted(ledger.admit(plan(items)))
+    assert isinstance(ledger.admit(plan(items)), Wait)
+    books.sql("UPDATE llm_calls SET sent_at = now() + interval '1 hour'")
+    admitted(ledger.admit(plan(items)))
+
+
 def test_a_call_that_brought_nothing_gives_back_what_was_reserved(books: Books) -> None:
     ledger = books.ledger()
     items = books.items("a")
@@ -175,6 +194,19 @@ def test_answers_of_a_deleted_record_are_not_kept(books: Books) -> None:
     books.database.write([books.database.raw("a", 1, deleted=True)])
     ledger.settle(call, reply(), {item[0]: {"x": 1} for item in items})
     assert set(ledger.answers([item[0] for item in items])) == {items[1][0]}
+
+    # Nor is what it says of them.
+    ledger.claim(items[:1])
+    for end in ("settle", "unsent"):
+        call = admitted(ledger.admit(plan(items[:1])))
+        if end == "settle":
+            ledger.settle(call, reply(), {}, {items[0][0]: "no JSON: its text"}, raw="its text")
+            ledger.claim(items[:1])
+        else:
+            ledger.unsent(call, "status 400: its text")
+        assert books.sql("SELECT error, raw, records FROM llm_calls WHERE id = %s", call) == [
+            (None, None, None)
+        ]
 
 
 def test_an_older_prompts_answers_are_not_those_of_a_newer_one(books: Books) -> None:
@@ -302,6 +334,9 @@ def test_a_hold_is_everybodys(books: Books) -> None:
     answer = other.admit(plan(theirs))
     assert isinstance(answer, Wait) and answer.why == "since embedded asks to"
     assert 6.5 < answer.seconds < 8
+    books.sql("UPDATE llm_providers SET hold_until = now() + interval '90 minutes'")
+    with pytest.raises(Pause, match=r"llm: embedded asks to wait until \d\d:\d\d UTC"):
+        other.admit(plan(theirs))
     books.sql("UPDATE llm_providers SET hold_until = NULL")
     books.sql("TRUNCATE llm_turns")
     spent = Limits(remaining_requests=0, reset_requests=9.0, remaining_tokens=10)
