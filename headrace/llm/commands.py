@@ -250,10 +250,11 @@ def estimate(load: Loader, group: str, as_json: bool) -> int:
 def _estimated(found: Estimate, settings: Settings) -> list[str]:
     from headrace.llm import estimates
 
+    flying = f"; {found.under_way:,} are asked for by batches" if found.under_way else ""
     if not found.records:
-        return [f"{found.group}: nothing waits, and no stored record lacks it"]
+        return [f"{found.group}: nothing waits, and no stored record lacks it{flying}"]
     return [
         f"{found.group}: {found.records:,} records ({found.waiting:,} messages wait,"
-        f" {found.missing:,} stored records lack it)",
+        f" {found.missing:,} stored records lack it{flying})",
         *(f"  {line}" for line in estimates.told(found, settings)),
     ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import orjson
@@ -24,7 +25,9 @@ from headrace.errors import HeadraceError
 from headrace.llm import endpoint, packing, prices
 from headrace.llm.admission import usd
 from headrace.llm.asking import Failed
+from headrace.llm.batches.requests import window_ms
 from headrace.llm.ledger import Order
+from headrace.schedule import duration_text
 from headrace.stream import topology as topologies
 from headrace.stream.stage import Context, Record
 from headrace.stream.topology import Group
@@ -45,6 +48,10 @@ SELECT count(*), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0)
   (SELECT count(DISTINCT record_id) FROM llm_answers
    WHERE call >= (SELECT min(id) FROM calls) AND call IN (SELECT id FROM calls))
 FROM calls
+"""
+_UNDER_WAY = """
+SELECT count(DISTINCT i.record_id) FROM llm_requests r JOIN llm_request_items i ON i.request = r.id
+WHERE r.stage = %s AND r.state IN ('waiting', 'sent')
 """
 _PENDING = "SELECT coalesce(sum(pending), 0)::bigint FROM coverage WHERE stage = %s"
 _SAMPLES = """
@@ -69,9 +76,12 @@ class Each:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """cost: USD, None where no price is known; seconds: at the least, under the limits.
+    """cost: USD, asked directly, None where no price is known; batch_cost: by batches.
 
-    waiting  messages that the group has yet to read; missing: stored records without an outcome
+    waiting    messages that the group has yet to read; missing: stored records without an outcome
+    under_way  records that are asked for by batches already; they are not part of the others
+    batches    how many a record takes one after the other; 0 where it is asked directly
+    seconds    directly at the least, under the limits; by batches at the most
     """
 
     group: str
@@ -82,6 +92,8 @@ class Estimate:
     cost: float | None
     batch_cost: float | None
     seconds: float | None
+    batches: int = 0
+    under_way: int = 0
 
     @property
     def records(self) -> int:
@@ -115,7 +127,11 @@ def read(settings: Settings, name: str) -> Estimate:
     with database.reading(settings) as connection:
         row = connection.execute(_PENDING, [group.short]).fetchone()
         missing = int(row[0]) if row else 0
-        return _estimate(connection, settings, group, lag.backlog, missing, ())
+        row = connection.execute(_UNDER_WAY, [group.short]).fetchone()
+        flying = int(row[0]) if row else 0
+        missing = max(missing - flying, 0)
+        found = _estimate(connection, settings, group, lag.backlog, missing, ())
+        return replace(found, under_way=flying)
 
 
 def of(settings: Settings, group: Group, records: int, parts: Sequence[str] = ()) -> Estimate:
@@ -131,11 +147,22 @@ def told(found: Estimate, settings: Settings) -> list[str]:
         return ["nothing is known of a record yet: no call was made, and none is stored"]
     inputs, outputs = found.tokens
     lines = [f"{found.calls:,} calls, {inputs:,} tokens in, {outputs:,} out"]
-    if found.cost is None or found.batch_cost is None:
+    if endpoint.named(settings).embedded:
+        lines.append(f"free with {found.model}, the embedded model: its content is for trying out")
+    elif found.cost is None or found.batch_cost is None:
         lines.append(f"no price of {found.model} is known: set llm.prices")
+    elif found.batches:
+        lines.append(
+            f"{usd(found.batch_cost)} with {found.model} by batches; {usd(found.cost)} directly"
+        )
     else:
         lines.append(f"{usd(found.cost)} with {found.model}; {usd(found.batch_cost)} by batches")
-    if found.seconds is not None:
+    if found.batches:
+        within = f"within {duration_text(window_ms(settings.llm))}"
+        one = f"answered {within} of being sent"
+        after = f"{found.batches:,} batches one after the other, each {within}"
+        lines.append(one if found.batches == 1 else after)
+    elif found.seconds is not None:
         limit = settings.llm.requests_per_minute
         under = f" under {limit:,} calls a minute" if limit else ""
         lines.append(f"{span(found.seconds)} at the least{under}")
@@ -159,6 +186,10 @@ def _estimate(
     each = each or _rendered(connection, settings, group, parts)
     records = max(waiting, missing)
     cost = _cost(settings, model, records, each)
+    batches = _batches(settings, group, records)
+    seconds = None if each is None else _seconds(settings, group, records, each)
+    if batches:
+        seconds = batches * window_ms(settings.llm) / 1000
     return Estimate(
         group.short,
         model,
@@ -167,8 +198,28 @@ def _estimate(
         each,
         None if cost is None else float(cost),
         None if cost is None else float(cost) * settings.llm.batch_price,
-        None if each is None else _seconds(settings, group, records, each),
+        seconds,
+        batches,
     )
+
+
+def _batches(settings: Settings, group: Group, records: int) -> int:
+    transport = settings.llm.transport.get(group.short, "direct")
+    by_batch = transport == "batch" or (transport == "auto" and records >= settings.llm.auto_from)
+    if not by_batch or endpoint.named(settings).embedded:
+        return 0
+    return _follow(settings, _module(settings, group))
+
+
+def _module(settings: Settings, group: Group) -> ModuleType:
+    if str(settings.home) not in sys.path:
+        sys.path.append(str(settings.home))  # groups of a project's own
+    return import_module(group.module)
+
+
+def _follow(settings: Settings, module: ModuleType) -> int:
+    """How many calls of a record follow from one another."""
+    return int(getattr(module, "calls", lambda settings: 1)(settings))
 
 
 def _known(connection: psycopg.Connection, group: Group, model: str) -> Each | None:
@@ -193,9 +244,7 @@ def _rendered(
         Record(id, kind, platform, orjson.loads(value), tuple(parts))
         for id, kind, platform, value in rows
     ]
-    if str(settings.home) not in sys.path:
-        sys.path.append(str(settings.home))  # groups of a project's own
-    module = import_module(group.module)
+    module = _module(settings, group)
     recorder = Recorder(settings)
     options = {**group.options, "asker": recorder}
     module.build(Context(settings, group.short, options))(records)
@@ -203,8 +252,7 @@ def _rendered(
     if not made:
         return None
     # A stage whose calls follow from one another shows but the first of them.
-    follow = getattr(module, "calls", lambda settings: 1)(settings)
-    each = follow / len(records)
+    each = _follow(settings, module) / len(records)
     answered = sum(request.output_tokens for request in made)
     return Each(
         len(made) * each,

@@ -25,7 +25,6 @@ from headrace.llm.batches.submission import FULL, items
 from headrace.llm.client import Passing
 from headrace.llm.ledger import Item, Ledger, Reply
 from headrace.log import get
-from headrace.schedule import duration_ms
 
 log = get(__name__)
 
@@ -129,7 +128,7 @@ class Collector:
             yield from rows
 
     def _late(self, batch: Any) -> bool:
-        window = timedelta(milliseconds=duration_ms(_long(self._settings.llm.batch_window)))
+        window = timedelta(milliseconds=requests.window_ms(self._settings.llm))
         return bool(datetime.now(UTC) - batch.sent_at > window + _LATE)
 
     def _see_to_its_end(self, batch: Any, found: Any) -> None:
@@ -269,8 +268,3 @@ def _errors(found: Any) -> tuple[set[str], str | None]:
     rows = getattr(getattr(found, "errors", None), "data", None) or []
     said = [str(row.message or row.code or "") for row in rows]
     return {str(row.code) for row in rows}, "; ".join(filter(None, said))[:300] or None
-
-
-def _long(window: str) -> str:
-    """`24h`, as the API writes it, for us."""
-    return window.replace("h", " hours").replace("d", " days")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import orjson
 
 from headrace.llm.admission import Taken
+from headrace.schedule import duration_ms
 
 if TYPE_CHECKING:
     import psycopg
 
+    from headrace.config import LLM
     from headrace.llm.ledger import Item, Key, Ledger
 
 State = Literal["waiting", "sent", "over", "direct", "queued"]
@@ -112,6 +114,11 @@ WITH over AS (
 DELETE FROM llm_claims c USING over o JOIN llm_request_items i ON i.request = o.id
 WHERE c.key = i.key AND c.owner = o.stage || '/' || %(courier)s
 """
+
+
+def window_ms(llm: LLM) -> int:
+    """How long a provider may take: `24h`, as its API writes it."""
+    return duration_ms(llm.batch_window.replace("h", " hours").replace("d", " days"))
 
 
 def told(ledger: Ledger, keys: Collection[Key]) -> dict[Key, Told]:
