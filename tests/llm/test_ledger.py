@@ -273,8 +273,8 @@ def test_a_budget_is_kept_to_the_cent_however_many_reserve_at_once(books: Books,
     assert books.balanced()
     if flag == "llm__daily_budget":
         wanted = (
-            "budget: $1.00 of $1.05 spent today; goes on tomorrow 00:00 UTC, or raise"
-            " llm.daily_budget"
+            "budget: $1.00 of $1.05 spent today; goes on tomorrow 00:00 UTC, or started again with"
+            " a higher llm.daily_budget"
         )
     else:
         wanted = "budget: $1.00 of $1.05 spent in this session; raise --max-cost"
