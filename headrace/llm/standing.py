@@ -73,7 +73,7 @@ class InFlight:
 
         count = self.waiting + self.sent
         what = "request" if count == 1 else "requests"
-        sent = "" if count == self.sent else f", {self.sent:,} with the provider"
+        sent = f", {self.sent:,} with the provider" if self.waiting and self.sent else ""
         return f"{count:,} {what} in batches{sent}, the oldest for {span(self.seconds)}"
 
     def as_dict(self) -> dict[str, float]:

@@ -231,15 +231,16 @@ class End:
     done: float = 1.0
     errors: float = 0.0  # share of those done that have an error in the error file
     error_status: int = 500
+    code: str = "invalid_file"  # why a batch failed
 
 
 def expired(done: float = 0.5) -> End:
     return End("expired", done)
 
 
-def failed() -> End:
+def failed(code: str = "invalid_file") -> End:
     """The whole file is refused."""
-    return End("failed", 0.0)
+    return End("failed", 0.0, code=code)
 
 
 def cancelled(done: float = 0.0) -> End:
@@ -400,11 +401,11 @@ class Provider:
                 batch[key] = batches._store_file(
                     filename=f"{key}.jsonl",
                     purpose="batch_output",
-                    content="\n".join(map(json.dumps, rows)),
+                    content="\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
                     provider="openai",
                 )["id"]
         if end.state == "failed":
-            fault = {"code": "invalid_file", "message": "the file cannot be read", "line": 1}
+            fault = {"code": end.code, "message": "the file cannot be read", "line": 1}
             batch["errors"] = {"object": "list", "data": [fault]}
         batch["request_counts"] = {
             "total": len(lines),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
@@ -9,8 +10,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
+from llmock.routers import batch as simulated
 
+from headrace.errors import HeadraceError
+from headrace.forget import tables
 from headrace.llm.asking import Answered, Deferred, Failed, Item
+from headrace.llm.batches import commands
 from headrace.llm.batches import courier as couriers
 from headrace.llm.batches.courier import Courier
 from headrace.stream import topology
@@ -64,6 +70,19 @@ class Office:
         finally:
             one.close()
 
+    def forget(self, record: str) -> None:
+        """As `headrace forget` takes a record out, whose deletion is stored."""
+        self.desk.sql("UPDATE records SET deleted = true, value = NULL WHERE id = %s", [record])
+        for place in ("llm_answers", "llm_claims", "llm_requests", "llm_calls"):
+            self.desk.sql(tables._TAKE_OUT[place], [[record]])
+
+    def command(self, *words: str) -> str:
+        """What `headrace llm batches …` says. Raises HeadraceError."""
+        found = CliRunner().invoke(commands.batches, words, obj=lambda: self.desk.settings)
+        if found.exception is not None:
+            raise found.exception
+        return found.stdout
+
     def _queue(self, stage: str, records: Sequence[str], parts: Sequence[str]) -> None:
         assert not parts
         self.again += records
@@ -92,7 +111,12 @@ def office(postgres: str, served: Any) -> Iterator[Callable[..., Office]]:
     made: list[Office] = []
     served.calls.clear()
     served.others.clear()
-    served.judge = None
+    served.judge = served.answer = None
+    served.batch_seconds = 0.0
+    served._ends.clear()
+    served._scripts.clear()
+    simulated._files.clear()
+    simulated._batches.clear()
     with desk.project(postgres) as name:
 
         def make(**llm: Any) -> Office:
@@ -262,3 +286,184 @@ def test_resubmitted_requests_begin_at_the_first_round(office: Callable[..., Off
     assert here.ask(items) == [Deferred("batch")] * 4
     here.carry(2)
     assert all(isinstance(a, Answered) for a in here.ask(items))
+
+
+def test_what_a_batch_answers_in_part_is_asked_for_and_over(office: Callable[..., Office]) -> None:
+    here = office()
+    items = here.items(4)
+    here.provider.judge = lambda call: provider.left_out(1) if "text 0" in call.text else None
+    here.ask(items)
+    here.carry(2)
+    assert here.states() == {"queued": 1} and len(here.again) == 4
+    here.provider.judge = None
+    outcomes = here.ask(items)
+    assert [one.bought for one in outcomes] == [True, False, False, False]
+    # The answer to the second item is the second's, though it came first.
+    alone = office(transport={}).ask(desk.items("text 1", start=500))
+    assert outcomes[1].value == alone[0].value
+    assert here.states() == {} and here.desk.sql("SELECT FROM llm_request_items") == []
+
+
+@pytest.mark.parametrize("when", ["waiting", "uploaded", "answered", "failed"])
+def test_a_forgotten_record_leaves_the_others_of_its_request_alone(
+    office: Callable[..., Office], when: str
+) -> None:
+    here = office()
+    items = here.items(3)
+    gone = items[1].record
+    done: list[str] = []
+    here.provider.judge = lambda call: done.append(call.text)
+    here.provider.batch_seconds = 0.0 if when in ("waiting", "uploaded") else 3600.0
+    here.ask(items, pack=3)
+    if when == "uploaded":  # then the courier is killed
+        here.provider.script(provider.Step(), provider.status(500), path="batches")
+    if when != "waiting":
+        here.carry()
+    here.forget(gone)
+    here.provider.batch_seconds = 0.0
+    if when == "failed":
+        here.provider.batch(provider.failed())
+    here.carry(3)
+    rest = [items[0], items[2]]
+    assert {one.record for one in rest} <= set(here.again)
+    if when != "answered":  # asked for once more without it, by the next batch
+        assert here.ask(rest, pack=3) == [Deferred("batch")] * 2
+        here.carry(2)
+    assert all(isinstance(a, Answered) and not a.bought for a in here.ask(rest, pack=3))
+    assert not here.provider.calls
+    assert here.states() == {} and here.desk.sql("SELECT FROM llm_claims") == []
+    assert here.desk.sql("SELECT FROM llm_answers WHERE record_id = %s", [gone]) == []
+    assert any("text 1" in text for text in done) == (when == "answered")
+
+
+def test_a_record_that_is_queued_still_is_queued_once_more(office: Callable[..., Office]) -> None:
+    """Its message may have been read before there was an answer."""
+    here = office()
+    items = here.items(2)
+    here.ask(items)
+    here.desk.sql(
+        "INSERT INTO redo (\"group\", record_id, reason, state) VALUES (%s, %s, 'asked', 'queued')",
+        [desk.STAGE, items[0].record],
+    )
+    here.carry(2)
+    assert here.again == []
+    here.desk.sql("DELETE FROM redo")
+    here.carry()
+    assert sorted(here.again) == sorted(item.record for item in items)
+
+
+def test_what_nobody_asks_for_any_more_is_not_sent(office: Callable[..., Office]) -> None:
+    here = office()
+    items = here.items(2)
+    here.ask(items)
+    other = office(model="gpt-4o-mini")
+    other.carry()
+    assert sorted(other.again) == sorted(item.record for item in items)
+    assert other.ask(items) == [Deferred("batch")] * 2
+    other.carry(2)
+    assert all(isinstance(a, Answered) for a in other.ask(items))
+    assert other.desk.sql("SELECT DISTINCT model FROM llm_calls") == [("gpt-4o-mini",)]
+
+
+def test_what_a_worker_has_taken_over_is_left_to_it(office: Callable[..., Office]) -> None:
+    here = office()
+    items = here.items(4)
+    here.ask(items)
+    here.desk.sql(
+        "UPDATE llm_claims SET owner = 'scores/else' WHERE record_id = %s", [items[0].record]
+    )
+    # Nor does a provider that was down for others hold it back.
+    here.desk.sql("UPDATE llm_providers SET failures = 5000, probe_until = now() + '1 hour'")
+    here.carry(2)
+    assert len(here.again) == 4
+    assert all(isinstance(a, Answered) for a in here.ask(items[2:]))
+    assert here.states() == {}
+    assert here.desk.sql("SELECT count(*) FROM llm_claims") == [(1,)]
+
+
+def test_a_provider_without_room_is_no_round(office: Callable[..., Office]) -> None:
+    here = office(batch_rounds=1)
+    items = here.items(2)
+    here.provider.batch(*[provider.failed("token_limit_exceeded")] * 2)
+    here.ask(items)
+    here.carry(4)
+    assert all(isinstance(a, Answered) and not a.bought for a in here.ask(items))
+    assert not here.provider.calls
+
+
+def test_answers_are_read_whole(office: Callable[..., Office]) -> None:
+    here = office()
+    items = here.items(3)
+    said = {"score": 5, "why": "one\u2028two\x85three"}  # what else may end a line
+    here.provider.answer = lambda asked: said
+    here.provider.script(provider.Step(), provider.Step(), provider.dropped(), path="files")
+    here.ask(items)
+    here.carry(2)
+    here.provider.answer = None
+    assert [one.value for one in here.ask(items)] == [said] * 3
+    assert len(here.batches()) == 1 and not here.provider.calls
+
+
+def test_one_courier_at_a_time(office: Callable[..., Office]) -> None:
+    here = office()
+    one, other = here.courier(), here.courier()
+    try:
+        assert one.look() and not other.look()
+        one.close()
+        assert other.look()
+    finally:
+        one.close()
+        other.close()
+
+
+def test_a_batch_that_the_provider_does_not_know_is_given_up_by_a_person(
+    office: Callable[..., Office],
+) -> None:
+    here = office()
+    items = here.items(2)
+    here.provider.batch_seconds = 3600.0
+    here.ask(items)
+    here.carry()
+    here.provider.batch_seconds = 0.0
+    simulated._batches.clear()
+    here.carry()
+    (error,) = here.desk.sql("SELECT error FROM llm_batches")[0]
+    assert "knows no batch" in error and "headrace llm batches cancel" in error
+    here.command("cancel", "1")
+    here.carry(3)
+    assert all(isinstance(a, Answered) for a in here.ask(items))
+    states = here.desk.sql("SELECT status, state FROM llm_batches ORDER BY id")
+    assert states == [("given up", "done"), ("completed", "done")]
+    # It may have been answered, and billed.
+    assert here.desk.sql("SELECT DISTINCT cost > 0 FROM llm_calls") == [(True,)]
+
+
+def test_what_the_commands_say(office: Callable[..., Office]) -> None:
+    here = office(batch_rounds=1)
+    assert here.command("list") == "no batch yet: a group asks by batches with llm.transport\n"
+    items = here.items(2)
+    here.ask(items)
+    assert here.command("list").startswith("scores: 1 request in batches, the oldest for")
+    here.provider.batch_seconds = 3600.0
+    here.carry()
+    (name, number) = here.desk.sql("SELECT name, batch FROM llm_batches")[0]
+    told = json.loads(here.command("list", "--json"))
+    assert told["requests"][0]["sent"] == 1 and told["batches"][0]["name"] == name
+    for named in ("1", name, number):
+        said = here.command("show", named)
+        assert name in said and "reserved: $" in said and items[0].record in said
+    with pytest.raises(HeadraceError, match="under way"):
+        here.command("resubmit", "1")
+    assert "at the next look" in here.command("cancel", "1")
+    assert "to be cancelled" in here.command("list")
+    here.carry(2)
+    assert "cancelled  0 of 1 answered, 1 came back" in here.command("list")
+    here.provider.batch_seconds = 0.0
+    with pytest.raises(HeadraceError, match="done already"):
+        here.command("cancel", "1")
+    assert here.command("resubmit", "1") == "1 request goes with the next batch\n"
+    here.carry(2)
+    assert "1 of 1 answered for $" in here.command("list")
+    for wrong in ("77", "nonsense", "1.5", "\0"):
+        with pytest.raises(HeadraceError, match="there is no batch"):
+            here.command("show", wrong)
