@@ -53,7 +53,7 @@ def list_(load: Loader, as_json: bool) -> None:
         pending = scoring.differs(connection, settings)
     total = counts.pop("", 0)
     wanted = settings.scores.dimensions
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "name": name,
             "weight": weighed[name].weight if name in weighed else None,
@@ -113,6 +113,7 @@ def recompute(load: Loader, as_json: bool) -> None:
 @click.pass_obj
 def backfill(
     load: Loader,
+    /,
     dimension: str,
     platforms: tuple[str, ...],
     dry_run: bool,

@@ -322,6 +322,7 @@ def requeue(
 @click.pass_obj
 def upgrade(
     load: Loader,
+    /,
     stage: str,
     platforms: tuple[str, ...],
     since: str | None,

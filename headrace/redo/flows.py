@@ -394,8 +394,9 @@ class _Looking(Sender):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
+        error = raised[1]
         if isinstance(error, psycopg.Error):
             with database.in_words(self.settings):
                 raise error

@@ -235,6 +235,29 @@ def test_parts_merge_into_the_whole(
     assert database.sql("SELECT result FROM outcomes") == [(expected,)]
 
 
+def test_what_fails_of_a_part_or_after_it_leaves_what_is_served(database: Database) -> None:
+    database.empty()
+    stage = "entities"
+    whole = {"entities": [], "x": 1}
+
+    offsets = itertools.count(1)
+
+    def come(outcome: str, parts: tuple[str, ...] = (), **result: Any) -> list[Any]:
+        message = database.outcome(
+            "a", 0, stage, outcome, result=result or None, parts=parts, offset=next(offsets)
+        )
+        assert database.write([message]) == []
+        return database.sql("SELECT outcome, coalesce(result, earlier->'result') FROM outcomes")
+
+    assert come("ok", **whole) == [("ok", whole)]
+    assert come("dead", ("y",)) == [("ok", whole)]
+    assert come("ok", ("y",), entities=[], y=2) == [("ok", whole | {"y": 2})]
+    assert come("deferred", ("z",)) == [("ok", whole | {"y": 2})]
+    assert come("drop", ("z",)) == [("ok", whole | {"y": 2})]
+    assert come("dead") == [("dead", whole | {"y": 2})]
+    assert come("ok", **whole) == [("ok", whole)]
+
+
 def test_two_writers_in_opposite_orders_agree(database: Database) -> None:
     """They meet on every row: whoever comes second merges into what the first has written."""
     messages = [
