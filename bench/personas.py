@@ -71,7 +71,6 @@ class Run:
 @click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--kills", default=10, show_default=True)
 @click.option("--seconds", default=0.3, show_default=True, help="That each answer takes.")
-@click.option("--posts", default=50, show_default=True, help="Rows of each file.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--workers", help="Instead: how long it takes with so many, as 1,2,4.")
 @click.option("--limit", default=0, help="Calls a minute, of all workers; 0: no limit.")
@@ -79,7 +78,6 @@ def main(
     data: Path,
     kills: int,
     seconds: float,
-    posts: int,
     seed: int,
     workers: str | None,
     limit: int,
@@ -88,7 +86,7 @@ def main(
     files = sorted(data.glob("*.csv"))
     with rig() as on, provider.serve(seconds=seconds, keep=False) as served:
         served.answer = answer
-        whole = Whole(on, served, files, posts, limit)
+        whole = Whole(on, served, files, limit)
         if workers:
             scale(whole, [int(number) for number in workers.split(",")])
             return
@@ -156,7 +154,6 @@ class Whole:
     on: Rig
     served: Provider
     files: list[Path]
-    posts: int
     limit: int = 0
 
     def run(self, kills: Sequence[tuple[int, float]] = (), workers: int = 1) -> Run:
@@ -206,14 +203,11 @@ class Whole:
             )
 
     def _publish(self, settings: Settings) -> None:
-        names = list(map(str, self.files))
-        for words in (["--kind", "communities"], []):
-            done = command(
-                settings, "publish", "--platform", "reddit", *words,
-                "--limit", str(self.posts), *names,
-            )  # fmt: skip
-            if done.returncode:
-                raise click.ClickException(done.stderr[-2000:])
+        words = ["--platform", "reddit", "--kind", "communities", "--with-posts"]
+        names = map(str, self.files)
+        done = command(settings, "publish", *words, *names)
+        if done.returncode:
+            raise click.ClickException(done.stderr[-2000:])
 
     def _settings(self, settings: Settings) -> Settings:
         llm = settings.llm.model_copy(

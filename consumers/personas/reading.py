@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from headrace.slug import slug
 SHOWN = 5  # candidates that are named where a name means several
 
 Row = dict[str, Any]
+
+_ONE = re.compile(r":\d+-\d{2,}$")  # how the id of a persona ends
 
 COLUMNS = (
     "id", "community_id", "platform", "community", *making.FIELDS, "set", "locked", "edited",
@@ -89,7 +92,7 @@ def find(connection: psycopg.Connection, said: str) -> Found:
     row = connection.execute(_PERSONA, [[asked, f"persona:{asked}"]]).fetchone()
     if row is not None:
         return Found(str(row[1]), str(row[0]))
-    if asked.startswith("persona:"):
+    if asked.startswith("persona:") or _ONE.search(asked):
         raise HeadraceError(f"there is no persona {asked} now: `headrace personas list` tells")
     return Found(community(connection, asked), None)
 

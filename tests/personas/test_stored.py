@@ -283,8 +283,9 @@ def test_names_lead_to_what_was_meant(made: Made) -> None:
             assert find(connection, said) == Found(record.id, None)
         for said in (id, "reddit:apple:1-03"):
             assert find(connection, said) == Found(record.id, id)
-        with pytest.raises(HeadraceError, match="no persona"):
-            find(connection, "persona:reddit:apple:9-99")
+        for said in ("persona:reddit:apple:9-99", "reddit:apple:9-99"):
+            with pytest.raises(HeadraceError, match="no persona"):
+                find(connection, said)
 
 
 @pytest.mark.parametrize("said", ["name", "nothing=1", "age_range=30", 'goals=["a", 1]', "goals=;"])
