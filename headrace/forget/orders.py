@@ -88,9 +88,10 @@ class Order:
     reach      topic → partition → end: a selection by name is complete when the store is there
     selected   it is
     quotes     topic → partition → [first, end] of the communities that were published anew
-    decisions  topic → partition → end of what took out what people had decided
+    quoting    their ids
     ends       topic → partition → end: what stands before is of no use to anybody who has read it
     emptied    what stood in the tables was emptied once
+    anew       what was made of communities that quoted was taken out
     purged     of the purge: upto (topic → partition → where its file was ended), compacted
 
     `subject` is the selection, and `gone` the authors' names that were taken out on its account.

@@ -25,7 +25,7 @@ from headrace.errors import ServerUnavailable
 from headrace.forget.orders import Order, Wanted
 from headrace.graph import record_of
 from headrace.log import get
-from headrace.stream import clients
+from headrace.stream import clients, topology
 from headrace.stream.clients import Admin, Partition
 
 log = get(__name__)
@@ -186,6 +186,7 @@ class Looker:
         self._wanted = Wanted(connection, order)
         self._connection = connection
         self._order = order
+        self._decisions = topology.load(settings).topic(decisions.TOPIC).name
         self._clean: dict[Partition, int] = {}  # looked through up to there: nothing to be found
 
     def places(self) -> dict[Partition, int]:
@@ -197,17 +198,12 @@ class Looker:
             [self._order.id],
         ).fetchall()
         found = {(topic, partition): end for topic, partition, end in rows}
-        for topic, ends in self._decided.items():
-            found |= {(topic, int(partition)): end for partition, end in ends.items()}
+        ends = self._order.progress.get("ends", {}).get(self._decisions, {})
+        found |= {(self._decisions, int(partition)): end for partition, end in ends.items()}
         for topic, partitions in self._order.progress.get("quotes", {}).items():
             for partition, (_, end) in partitions.items():
                 place = (topic, int(partition))
                 found[place] = max(end, found.get(place, 0))
-        return found
-
-    @property
-    def _decided(self) -> Mapping[str, Mapping[str, int]]:
-        found: Mapping[str, Mapping[str, int]] = self._order.progress.get("decisions", {})
         return found
 
     def remaining(self, admin: Admin) -> list[Partition]:
@@ -266,17 +262,21 @@ class Looker:
             consumer.close()
 
     def _stale(self, place: Partition, rows: list[tuple[int, bytes, bytes | None]]) -> int | None:
+        if place[0] == self._decisions:
+            return self._first_decision(rows)
         keys = {key.decode(errors="replace") for _, key, _ in rows}
         forgotten = self._wanted.offsets(keys)
         quotes = self._order.progress.get("quotes", {}).get(place[0], {})
-        anew = quotes.get(str(place[1]), [0, 0])
-        if place[0] in self._decided:
-            return self._first_decision(rows)
+        first, _ = quotes.get(str(place[1]), [0, 0])
+        newest: dict[str, int] = {}  # what has no newer revision the cleaner leaves alone
+        if rows and rows[0][0] < first:
+            query = 'SELECT id, "offset" FROM records WHERE topic = %s AND id = ANY(%s)'
+            newest = dict(self._connection.execute(query, [place[0], list(keys)]).fetchall())
         for offset, key, value in rows:
             record = key.decode(errors="replace")
             if offset < forgotten.get(record, -1) and _has_content(value):
                 return offset
-            if offset < anew[0] and record.startswith("community:") and self._quotes(value):
+            if offset < min(first, newest.get(record, 0)) and self._quotes(value):
                 return offset
         return None
 

@@ -139,13 +139,18 @@ def _deletion(record: str, kind: str, platform: str, topic: str) -> Sent:
     return topic, record, orjson.dumps(value)
 
 
-# Communities whose best posts are forgotten. What the store has must be the newest.
+# Communities whose best posts are forgotten, and once those of which a persona names such a post as
+# its evidence (an earlier revision quoted it). What the store has must be the newest.
 _QUOTING = f"""
 SELECT r.id, r.topic, r.value FROM records r
-WHERE r.kind = 'community' AND NOT r.deleted AND r.id > %(last)s AND EXISTS (
-  SELECT FROM jsonb_array_elements(CASE jsonb_typeof(r.value::jsonb->'best_posts')
-    WHEN 'array' THEN r.value::jsonb->'best_posts' ELSE '[]' END) AS quoted
-  JOIN forget_records f ON f.order_id = %(order)s AND f.record_id = quoted->>'id')
+WHERE r.id > %(last)s AND r.id < 'community;' AND NOT r.deleted AND (EXISTS (
+  SELECT FROM jsonb_path_query(r.value::jsonb, '$.best_posts[*].id') AS quoted (post)
+  JOIN forget_records f ON f.order_id = %(order)s AND f.record_id = quoted.post #>> '{{}}')
+OR r."offset" < coalesce((%(spans)s::jsonb #>> ARRAY[r.topic, r.partition::text, '0'])::bigint,
+                         9223372036854775807) AND EXISTS (
+  SELECT FROM nodes n, jsonb_path_query(n.properties, '$.evidence[*]') AS named (post)
+  JOIN forget_records f ON f.order_id = %(order)s AND f.record_id = named.post #>> '{{}}'
+  WHERE n.root_id = r.id))
 ORDER BY r.id LIMIT {CHUNK // 10}
 """
 
@@ -153,13 +158,17 @@ ORDER BY r.id LIMIT {CHUNK // 10}
 def quotes(connection: psycopg.Connection, order: Order) -> list[Sent]:
     """The communities that quote a forgotten post, as they are to stand from now on."""
     found: list[Sent] = []
-    last = ""
-    while rows := connection.execute(_QUOTING, {"last": last, "order": order.id}).fetchall():
+    asked = {
+        "last": "community:",
+        "order": order.id,
+        "spans": orjson.dumps(order.progress.get("quotes", {})).decode(),
+    }
+    while rows := connection.execute(_QUOTING, asked).fetchall():
         for record, topic, value in rows:
             community = orjson.loads(value)
             known = _forgotten(connection, order, community["best_posts"])
             found.append((topic, record, orjson.dumps(without(community, known))))
-        last = rows[-1][0]
+        asked["last"] = rows[-1][0]
     return found
 
 
@@ -253,15 +262,8 @@ def _clock(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def places_of(connection: psycopg.Connection, quotes: Mapping[str, Any]) -> dict[str, int]:
+def places_of(connection: psycopg.Connection, order: Order) -> dict[str, int]:
     """The communities that an order published anew, with the offset of their newest revision."""
-    found: dict[str, int] = {}
-    for topic, partitions in quotes.items():
-        for partition, (first, end) in partitions.items():
-            rows = connection.execute(
-                'SELECT id, "offset" FROM records'
-                ' WHERE topic = %s AND partition = %s AND "offset" >= %s AND "offset" < %s',
-                [topic, int(partition), first, end],
-            ).fetchall()
-            found.update(dict(rows))
-    return found
+    ids = order.progress.get("quoting", [])
+    query = 'SELECT id, "offset" FROM records WHERE id = ANY(%s)'
+    return dict(connection.execute(query, [ids]).fetchall())

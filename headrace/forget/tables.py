@@ -7,16 +7,19 @@ Everything is idempotent. A record that was published anew since its deletion is
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import orjson
 import psycopg
 
+from headrace.config import Settings
 from headrace.forget import orders
 from headrace.forget.orders import CHUNK, Order, Wanted, chunks
+from headrace.forget.sending import quoted
 from headrace.graph import record_of
+from headrace.snapshots import resetting
 from headrace.stores import postgres
 from headrace.stores.authors import LOCK as LOCK_AUTHORS
 
@@ -121,6 +124,69 @@ def _empty(connection: psycopg.Connection, order: Order, ids: Sequence[str]) -> 
                 order.count(place, number)
 
 
+# What is kept of a set: what somebody locked, or edited and did not hide, as `headrace personas
+# regenerate` keeps it; but not what names a forgotten record as its evidence.
+_RAISE_SETS = """
+INSERT INTO llm_sets (stage, record_id, number, keep, reason)
+SELECT made.stage, made.record_id, made.number + 1, coalesce((
+    SELECT jsonb_agg(n.properties || jsonb_build_object('kind', n.kind, 'id', n.id, 'name', n.name)
+                     ORDER BY n.id)
+    FROM nodes n
+    WHERE n.root_id = made.record_id AND n.stage = made.stage AND n.kind = 'persona'
+      AND n.superseded_at IS NULL
+      AND EXISTS (SELECT FROM decisions d WHERE d.subject = n.id AND d.value IS NOT NULL
+        AND (d.action = 'lock' OR d.action = 'edit' AND NOT EXISTS (
+          SELECT FROM decisions h
+          WHERE h.subject = n.id AND h.action = 'hide' AND h.value IS NOT NULL)))
+      AND NOT EXISTS (SELECT FROM jsonb_path_query(n.properties, '$.evidence[*]') AS e (post)
+        JOIN forget_records f ON f.order_id = %(order)s AND f.record_id = e.post #>> '{}')
+  ), '[]'), %(reason)s
+FROM (
+  SELECT stage, record_id, max(number) AS number FROM (
+    SELECT stage, record_id, "set" AS number, true AS content FROM llm_answers
+    WHERE record_id = ANY(%(ids)s)
+    UNION ALL SELECT stage, root_id, 1, true FROM nodes WHERE root_id = ANY(%(ids)s)
+    UNION ALL SELECT stage, record_id, number, false FROM llm_sets WHERE record_id = ANY(%(ids)s)
+  ) AS known
+  GROUP BY stage, record_id HAVING bool_or(content)
+) AS made
+WHERE NOT EXISTS (SELECT FROM llm_sets s WHERE s.stage = made.stage
+                  AND s.record_id = made.record_id AND s.reason = %(reason)s)
+RETURNING stage, record_id
+"""
+_OLD_SETS = """
+DELETE FROM llm_sets s WHERE s.stage = %s AND s.record_id = ANY(%s)
+  AND EXISTS (SELECT FROM llm_sets newer WHERE newer.stage = s.stage
+              AND newer.record_id = s.record_id AND newer.number > s.number)
+"""
+_RAISED = "SELECT stage, record_id FROM llm_sets WHERE reason = %s AND record_id = ANY(%s)"
+
+
+def take_back(
+    connection: psycopg.Connection, settings: Settings, order: Order, ids: Sequence[str]
+) -> dict[str, list[str]]:
+    """Of communities that quoted what is forgotten, take out what a language model made of them: it
+    may quote it too. A new set is in force then, to be asked for. Returns by stage the communities
+    that wait for one on this order's account; done again, it takes out nothing more."""
+    reason = f"forget {order.id}"
+    with connection.transaction():
+        told = {"ids": list(ids), "order": order.id, "reason": reason}
+        for stage, raised in _by_stage(connection.execute(_RAISE_SETS, told)).items():
+            for place, statement in _TAKE_OUT.items():
+                if place.startswith("llm_") and place != "llm_sets":
+                    connection.execute(statement.encode(), [raised])
+            connection.execute(_OLD_SETS, [stage, raised])
+            resetting.take_back(connection, settings, [stage], raised)
+    return _by_stage(connection.execute(_RAISED, [reason, list(ids)]))
+
+
+def _by_stage(rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for stage, record in sorted(rows):
+        found.setdefault(stage, []).append(record)
+    return found
+
+
 def letters(connection: psycopg.Connection, order: Order, *, only_look: bool = False) -> int:
     """Take out the dead letters whose content names a record or an author that is forgotten,
     whatever their key; returns how many."""
@@ -193,6 +259,8 @@ def named_in(value: bytes | memoryview | None, key: str | None) -> tuple[set[str
         records.add(said["id"])
     if isinstance(said.get("subject"), str):  # a decision
         records.add(record_of(said["subject"]))
+    if isinstance(said.get("best_posts"), list):  # a community
+        records.update(filter(None, map(quoted, said["best_posts"])))
     return records, [said["author"]] if "author" in said else []
 
 
@@ -222,11 +290,13 @@ def authors(connection: psycopg.Connection, order: Order) -> None:
 
 
 def marked(connection: psycopg.Connection, order: Order) -> int:
-    """Marks of the order's records that the projector has not come to; none without search."""
+    """Marks of the order's records, and of communities that quoted them, that the projector has not
+    come to; none without search."""
     row = connection.execute(
         "SELECT CASE WHEN EXISTS (SELECT FROM search_collections) THEN (SELECT count(*)"
-        " FROM search_dirty d JOIN forget_records f ON f.record_id = record_of(d.record_id)"
-        " WHERE f.order_id = %s AND NOT d.rebuild) ELSE 0 END",
-        [order.id],
+        " FROM search_dirty d WHERE NOT d.rebuild AND (record_of(d.record_id) = ANY(%(quoting)s)"
+        " OR EXISTS (SELECT FROM forget_records f WHERE f.order_id = %(order)s"
+        " AND f.record_id = record_of(d.record_id)))) ELSE 0 END",
+        {"order": order.id, "quoting": order.progress.get("quoting", [])},
     ).fetchone()
     return int(row[0]) if row else 0

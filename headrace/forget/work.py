@@ -21,7 +21,7 @@ from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.forget import orders, purge, reach, sending, tables
 from headrace.forget.orders import Order, Selection, Wanted
-from headrace.forget.places import content_topics
+from headrace.forget.places import TABLES, content_topics
 from headrace.log import get
 from headrace.redo import sending as redo
 from headrace.snapshots import removal as snapshots
@@ -34,14 +34,9 @@ log = get(__name__)
 
 POLL_SECONDS = 0.5
 _LOOK_SECONDS = 2.0  # between two looks through raw topics
+_TOGETHER = 100  # communities
 _LEAVE_SECONDS = 5.0  # then what can be purged is purged, whoever is still to come
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('headrace forget ' || current_schema()))"
-
-# Whose dead tuples hold content until PostgreSQL cleans them.
-_VACUUMED = (
-    "records", "outcomes", "entity_mentions", "vectors", "nodes", "edges", "decisions",
-    "dead_letters", "redo", "dim_author", "search_errors", "scores",
-)  # fmt: skip
 
 
 class TakeOut(Protocol):
@@ -176,12 +171,15 @@ class Forgetting:
         if not self._note_redo(order, readers):
             return
         order.waits += reach.follow(readers, order)
+        if not order.waits and not order.progress.get("anew"):
+            self._have_made_anew(order, readers)
         marked = tables.marked(self._connection, order) if self.settings.search.enabled else 0
         if marked and not order.waits:
             order.waits.append(f"search has {marked:,} marks to work on")
+        if not order.waits and self._empty(order):
+            order.waits.append("what people had decided meanwhile is to be read")
         if order.waits:
             return
-        self._empty(order)
         tables.authors(self._connection, order)
         order.count("snapshots", self._clean_snapshots(order))
         order.state, order.finished_at = "forgotten", datetime.now(UTC)
@@ -261,17 +259,35 @@ class Forgetting:
         # Where they may come to stand is noted first: after a kill nobody else knows.
         order.progress["quotes"] = {name: {at: [end, end] for at, end in now.items()} | spans}
         order.count("communities", len(found))
+        known = {record for _, record, _ in found}.union(order.progress.get("quoting", ()))
+        order.progress["quoting"] = sorted(known)
         orders.save(self._connection, order)
         sender.send(found)
         return self._publish_quotes(order, sender)  # waits until these are stored
 
-    def _empty(self, order: Order) -> None:
+    def _have_made_anew(self, order: Order, readers: reach.Readers) -> None:
+        """What a language model made of communities that quoted. Nobody reads what they were any
+        more, so the next answer is about what they are."""
+        ids = order.progress.get("quoting", [])
+        for first in range(0, len(ids), _TOGETHER):
+            part = ids[first : first + _TOGETHER]
+            taken = tables.take_back(self._connection, self.settings, order, part)
+            for stage, records in taken.items():
+                group = self.topology.groups.get(stage)
+                if group is not None and not readers.left_out(group):
+                    redo.queue(self.settings, self.topology, group, records, f"forget {order.id}")
+        order.progress["anew"] = True
+        orders.save(self._connection, order)
+
+    def _empty(self, order: Order) -> bool:
+        """Whether something of it is still to be read by the stores."""
         tables.empty(self._connection, order)
         topic = self.topology.topic(decisions.TOPIC).name
         taken = sending.decided(self._connection, self.settings, topic, order)
         for (name, partition), end in taken.items():
-            order.progress.setdefault("decisions", {}).setdefault(name, {})[str(partition)] = end
+            order.progress["ends"].setdefault(name, {})[str(partition)] = end
         order.count("rejects", self._rejects(self.settings, Wanted(self._connection, order)))
+        return bool(taken)
 
     def _clean_snapshots(self, order: Order, *, look: bool = False) -> int:
         """Rows taken out of snapshots. A community is there again by catching up."""
@@ -279,8 +295,7 @@ class Forgetting:
         gone: dict[str, int | None] = {}
         for ids in orders.chunks(self._connection, order):
             gone.update(wanted.offsets(ids))
-        quotes = order.progress.get("quotes", {})
-        anew = sending.places_of(self._connection, quotes)
+        anew = sending.places_of(self._connection, order)
         gone.update(anew)
         names = {(platform, name) for platform, name in (order.subject or {}).get("gone", ())}
         taken = snapshots.forget(
@@ -309,7 +324,8 @@ class Forgetting:
     def _purge(self, order: Order) -> None:
         readers = self._readers()
         ends = order.progress["ends"]
-        by_time = [t for t in content_topics(self.topology) if t.name in ends and not t.is_raw]
+        there = (topic for topic in content_topics(self.topology) if topic.name in ends)
+        by_time = [topic for topic in there if topic.cleanup == "delete"]
         upto, kept = reach.removable(readers, order, by_time)
         done = order.progress.setdefault("purged", {})
         raw = {topic for topic, _ in self._look_for(order).places()}
@@ -330,7 +346,7 @@ class Forgetting:
             self._look_through(order)
         if order.waits:
             return
-        for table in _VACUUMED:
+        for table in TABLES:  # dead tuples hold content until then
             self._connection.execute(f"VACUUM {table}".encode())
         self._connection.execute("DELETE FROM forget_records WHERE order_id = %s", [order.id])
         order.state, order.purged_at = "purged", datetime.now(UTC)

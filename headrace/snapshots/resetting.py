@@ -235,18 +235,26 @@ def _remove(
 
         def transaction(ids: list[str] = ids) -> None:
             with connection.transaction():
-                chosen = {"stages": stages, "ids": ids}
-                if settings.search.enabled:
-                    marks.mark(connection, ids)
-                    connection.execute(_MARK_NODES, chosen)
-                for statement in _DELETES:
-                    connection.execute(statement.encode(), chosen)
+                take_back(connection, settings, stages, ids)
 
         postgres.again(transaction)
         last, done = ids[-1], done + len(ids)
         if time.monotonic() - told > 5.0:
             told = time.monotonic()
             say(f"{done:,} records so far")
+
+
+def take_back(
+    connection: psycopg.Connection, settings: Settings, stages: list[str], ids: list[str]
+) -> None:
+    """Remove what came of these stages of these records, history too; in the caller's
+    transaction."""
+    chosen = {"stages": stages, "ids": ids}
+    if settings.search.enabled:
+        marks.mark(connection, ids)
+        connection.execute(_MARK_NODES, chosen)
+    for statement in _DELETES:
+        connection.execute(statement.encode(), chosen)
 
 
 def _begin(admin: Admin, stage: Group, at: dict[Partition, int]) -> None:

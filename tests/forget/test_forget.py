@@ -14,11 +14,12 @@ import orjson
 import pytest
 
 from consumers.search.projector import SearchLoop, build
-from headrace import servers
+from headrace import decisions, servers
 from headrace.backlog import doctor
 from headrace.forget.orders import Selection
 from headrace.forget.work import Forgetting
-from headrace.snapshots import folder
+from headrace.graph import persona_id
+from headrace.snapshots import creation, folder
 from headrace.stores import postgres as stores
 from headrace.stores import weaviate
 from headrace.stream.metrics import Metrics
@@ -28,6 +29,7 @@ from headrace.stream.worker import Post
 from producers import forgetting
 from producers.rejects import read_rejects
 from tests.forget.conftest import Broker, Workers, tables_with, topics_with
+from tests.stores.graphs import result
 from tests.world import World, wait_for
 
 MARK = b"Qzxvkwjq"  # in the author's name and in everything that the author wrote
@@ -346,6 +348,119 @@ def test_a_purge_that_is_killed_leaves_nothing_behind(
         message=lambda: str(broker.files_with(world.project, MARK)),
     )
     assert world.sql("SELECT count(*) FROM records WHERE NOT deleted") == [(10,)]
+
+
+def only_personas(content: dict[str, Any]) -> None:
+    for topic in [name for name in content["topics"] if name.startswith("enriched.")]:
+        if topic != "enriched.personas":
+            del content["topics"][topic]
+    content["groups"] = {name: content["groups"][name] for name in ("personas", "postgres")}
+    content["modes"] = {"fast": ["postgres"], "full": "all", "batch": ["personas"]}
+
+
+def community(slug: str, posts: list[str]) -> dict[str, Any]:
+    return {
+        "id": f"community:reddit:{slug}", "kind": "community", "platform": "reddit", "name": slug,
+        "slug": slug, "posts": 2,
+        "best_posts": [{"id": f"post:reddit:{p}", "title": f"On {p}", "score": 1} for p in posts],
+    }  # fmt: skip
+
+
+def make_personas(world: World, record: str, mark: str, evidence: list[str]) -> None:
+    """What the stage would say of a community as it stands, and what the ledger holds of it. A
+    persona a post, the first one quotes."""
+    ((topic_id, partition, offset, at),) = world.sql(
+        'SELECT topic_id, partition, "offset", appended FROM records WHERE id = %s', [record]
+    )
+    topic = world.topology.topic("raw.communities").name
+    lineage = Lineage(
+        Revision(topic_id, partition, offset, at), "", 0, 1, (), Position(topic, partition, offset)
+    )
+    found = result(record, count=len(evidence))
+    found["personas"][0]["typical_posts"] = [mark]
+    for persona, post in zip(found["personas"], evidence, strict=True):
+        persona["evidence"] = [f"post:reddit:{post}"]
+    value = {
+        "id": record, "kind": "community", "platform": "reddit", "stage": "personas",
+        "outcome": "ok", "version": "1", "at": "2026-11-21T09:00:00Z", "result": found,
+    }  # fmt: skip
+    world.send("enriched.personas", record, orjson.dumps(value), {"hr": lineage.pack()})
+    world.sql(
+        "WITH asked AS (INSERT INTO llm_calls (stage, provider, model, prompt, version, transport,"
+        " reason, session, worker, items, tokens, priced, day, sent_at, raw, records)"
+        " VALUES ('personas', 'p', 'm', 'personas', 1, 'direct', 'first', '', 'w', 1, 1, false,"
+        " current_date, now(), %(mark)s, ARRAY[%(record)s]) RETURNING id)"
+        ' INSERT INTO llm_answers (key, stage, record_id, "set", part, prompt, version, model,'
+        " answer, call, cost, tokens) SELECT sha256(%(record)s::bytea), 'personas', %(record)s, 1,"
+        " '1/1', 'personas', 1, 'm', jsonb_build_object('said', %(mark)s), id, 0, 1 FROM asked",
+        {"mark": mark, "record": record},
+    )
+
+
+def test_what_a_model_made_of_a_post_goes_with_it(
+    here: Callable[..., World], broker: Broker
+) -> None:
+    flags = {"llm.base_url": "http://127.0.0.1:9/v1", "llm.model": "m"}
+    world = here(flags, change=only_personas)
+    world.post("reddit", ids=["p1", "p2"], texts=[MARK.decode(), "this"])
+    quoting, moved, other = (f"community:reddit:{name}" for name in ("jars", "moved", "other"))
+    world.publish([community("jars", ["p1", "p2"]), community("moved", []), community("other", [])])
+    dead = community("torn", ["p1"]) | {"slug": 7, "name": MARK.decode()}
+    world.send("raw.communities", dead["id"], orjson.dumps(dead))
+    world.publish([community("torn", [])])
+    workers = Workers(world, "postgres")
+    workers.catch_up()
+    make_personas(world, quoting, MARK.decode(), ["p1", "p2", "p1", "p2"])
+    make_personas(world, moved, MARK.decode(), ["p2", "p1"])
+    make_personas(world, other, "harmless", ["p2", "p2"])
+    said = b"Wyqjzzk"  # by a person
+    ours, theirs = persona_id(quoting, 1, 2), persona_id(other, 1, 1)
+    for place in (2, 3):
+        decisions.decide(world.settings, persona_id(quoting, 1, place), "lock", True)
+    decisions.decide(world.settings, ours, "edit", {"name": said.decode()})
+    decisions.decide(world.settings, theirs, "edit", {"name": "Bea"})
+    workers.catch_up()
+    assert {"nodes", "llm_answers", "llm_calls", "dead_letters"} <= set(tables_with(world, MARK))
+    creation.create(world.settings, "before")
+    group = world.topology.group("personas")
+
+    def go_on(_: object) -> None:
+        """The stores, and a stage that has nothing to say."""
+        workers.catch_up()
+        there = world.admin.topics()
+        names = [topic.name for topic in (*group.reads, group.redo)]
+        places = [(name, number) for name in names for number in range(there[name])]
+        world.admin.alter_offsets(group.name, world.admin.ends(places))
+
+    def forget(record: str) -> None:
+        with Forgetting(world.settings, forgetting.take_out) as work:
+            order = work.make(Selection(ids=(record,)), purge=True)
+            work.go_on(order, seconds=60, tell=go_on)
+            assert order.waits == [] and order.state == "purged"
+
+    forget("post:reddit:p1")
+    assert tables_with(world, MARK) == topics_with(world, MARK) == files_with(world) == []
+    assert world.sql("SELECT community_id FROM personas") == [(other,), (other,)]
+    assert world.sql("SELECT root_id FROM nodes UNION SELECT root_id FROM edges") == [(other,)]
+    assert world.sql("SELECT record_id FROM llm_answers") == [(other,)]
+    # What somebody locked stays, unless it names the post. The others are queued to be made anew.
+    assert world.sql(
+        "SELECT record_id, number, jsonb_path_query_array(keep, '$[*].id') FROM llm_sets ORDER BY 1"
+    ) == [(quoting, 2, [ours]), (moved, 2, [])]
+    assert world.sql("SELECT record_id FROM redo ORDER BY 1") == [(quoting,), (moved,)]
+    with stores.connect(world.settings) as connection:
+        assert list(doctor._graph(connection)) == []
+
+    forget(quoting)
+    assert decisions.standing(world.settings).keys() == {(theirs, "edit")}
+    assert world.sql("SELECT subject FROM decisions") == [(theirs,)]
+    assert world.sql("SELECT record_id FROM llm_sets") == [(moved,)]
+    assert topics_with(world, said) == tables_with(world, said) == []
+    wait_for(
+        lambda: not broker.files_with(world.project, said),
+        message=lambda: str(broker.files_with(world.project, said)),
+    )
+    workers.close()
 
 
 def waiting(world: World) -> int:

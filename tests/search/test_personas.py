@@ -15,12 +15,11 @@ from headrace.forget import orders, sending, tables
 from headrace.forget.orders import Selection
 from headrace.graph import persona_id
 from headrace.models import embedding
-from headrace.search import collections, marks
+from headrace.search import collections
 from headrace.search.query import Filters, Searcher
 from headrace.search.versions import key
-from headrace.snapshots import creation, restoring
+from headrace.snapshots import creation, resetting, restoring
 from headrace.snapshots import forget as forget_in_snapshots
-from headrace.snapshots.resetting import _DELETES, _MARK_NODES
 from headrace.stream import topics
 from tests.search.conftest import Search
 from tests.stores.conftest import Database, databases
@@ -143,10 +142,7 @@ def test_they_leave_the_index_as_they_leave_the_tables(pictured: Pictured) -> No
     # A stage that begins anew.
     pictured.take(raw(database, 3), outcome(database, 3, result(space=pictured.space)))
     assert pictured.personas().keys() == {FIRST, SECOND}
-    marks.mark(database.connection, [COMMUNITY])
-    for statement in (_MARK_NODES, *_DELETES):
-        chosen = {"stages": ["personas"], "ids": [COMMUNITY]}
-        database.connection.execute(statement.encode(), chosen)
+    resetting.take_back(database.connection, pictured.settings, ["personas"], [COMMUNITY])
     assert database.sql("SELECT count(*) FROM nodes") == [(0,)]
     assert database.sql("SELECT count(*) FROM vectors") == [(0,)]
     pictured.project()
