@@ -7,7 +7,7 @@ its rows, and views lay them over.
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,11 +16,14 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.stores import postgres
 from headrace.stream import clients, schemas, topics, topology, whole
 from headrace.stream.clients import Partition
 
 TOPIC = "decisions"
 FLUSH_SECONDS = 60.0
+
+_TURN = "SELECT pg_advisory_lock(hashtext('headrace decisions ' || current_schema()))"
 
 Action = Literal["edit", "lock", "hide"]
 Key = tuple[str, str]  # subject, action
@@ -49,15 +52,18 @@ def parted(key: bytes) -> Key | None:
 
 
 def decide(
-    settings: Settings, subject: str, action: Action, value: Any, by: str | None = None
+    settings: Settings,
+    subjects: str | Collection[str],
+    action: Action,
+    value: Any,
+    by: str | None = None,
 ) -> None:
-    """Write a decision, and return once the broker has it; None takes it back. It replaces the one
-    that stands of this subject and action as a whole.
+    """Write a decision about each subject, and return once the broker has them; None takes it back.
+    It replaces the one that stands of this subject and action as a whole.
 
     Raises HeadraceError for what is no decision, ServerUnavailable where Kafka does not take it.
     """
     decided = {
-        "subject": subject,
         "action": action,
         "value": value,
         "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -65,12 +71,32 @@ def decide(
     }
     wanted = topology.load(settings)
     topic = wanted.topic(TOPIC)
-    if topic.schema is not None:
-        validator = schemas.validator(settings, topic.schema)
-        if not validator.is_valid(decided):
-            raise HeadraceError(f"no decision: {schemas.complaint(validator, decided)}")
+    validator = schemas.validator(settings, topic.schema) if topic.schema is not None else None
+    values: dict[bytes, bytes | None] = {}
+    for subject in [subjects] if isinstance(subjects, str) else subjects:
+        one = {"subject": subject, **decided}
+        if validator is not None and not validator.is_valid(one):
+            raise HeadraceError(f"no decision: {schemas.complaint(validator, one)}")
+        values[key_of(subject, action)] = orjson.dumps(one)
     topics.ensure(settings, wanted)
-    write(settings, topic.name, {key_of(subject, action): orjson.dumps(decided)})
+    write(settings, topic.name, values)
+
+
+def change(
+    settings: Settings,
+    subject: str,
+    action: Action,
+    changed: Callable[[Any], Any],
+    by: str | None = None,
+) -> Any:
+    """Decide what `changed` makes of what stands (None: nothing); returns it. Of two who do so at
+    once the second sees what the first decided."""
+    with postgres.connect(settings, autocommit=True, application="headrace decisions") as turn:
+        turn.execute(_TURN)
+        stands = standing(settings).get((subject, action))
+        value = changed(stands.value if stands else None)
+        decide(settings, subject, action, value, by)
+    return value
 
 
 def write(

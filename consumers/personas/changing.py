@@ -126,8 +126,7 @@ def edited(assignments: Sequence[str], before: Mapping[str, Any]) -> dict[str, A
 
 
 def decide(settings: Settings, ids: Collection[str], action: Action, value: Any) -> None:
-    for id in ids:
-        decisions.decide(settings, id, action, value)
+    decisions.decide(settings, ids, action, value)
 
 
 def _value(name: str, text: str) -> str | list[str]:

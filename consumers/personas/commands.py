@@ -204,9 +204,9 @@ def edit(load: Loader, persona: str, assignments: tuple[str, ...]) -> None:
 
     settings = load()
     (id,) = _find_personas(settings, (persona,))
-    before = decisions.standing(settings).get((id, "edit"))
-    value = changing.edited(assignments, before.value if before else {})
-    decisions.decide(settings, id, "edit", value)
+    value = decisions.change(
+        settings, id, "edit", lambda before: changing.edited(assignments, before or {})
+    )
     click.echo(f"{id}: edited: {', '.join(value)}" if value else f"{id}: no edit is left")
 
 
