@@ -16,6 +16,7 @@ import numpy as np
 from consumers.personas import asked, making, watching
 from consumers.personas.making import Body, Call, Draft, Pair, Plan
 from headrace.config import Settings
+from headrace.errors import Retry
 from headrace.graph import persona_id
 from headrace.llm import asking, endpoint, prompts
 from headrace.llm.asking import Asker
@@ -103,6 +104,9 @@ class Personas:
             held[call.part] = answer.value
             draft = self._draft(order, held)
             self._watch.answered(call, answer.value, draft)
+        if self._asker.order(record.id).set != order.set:
+            # Else the earlier set could come to stand behind the one that was ordered meanwhile.
+            raise Retry(1.0, f"another set of {record.id} was ordered meanwhile")
         self._watch.made(len(draft.entries), kept=not asked_for)
         changed = not self._is_of(record, order, posts)
         return ok(self._result(record, order.set, draft, vectors, changed))

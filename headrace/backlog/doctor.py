@@ -476,6 +476,16 @@ SELECT 'nodes are served without an answer of their stage', count(*) FROM nodes 
 WHERE n.superseded_at IS NULL AND NOT EXISTS (
   SELECT FROM outcomes o WHERE o.record_id = n.root_id AND o.stage = n.stage
   AND (o.outcome = 'ok' OR o.earlier IS NOT NULL))
+UNION ALL
+SELECT 'communities are served by halves', count(*) FROM (
+  SELECT record_id, stage, jsonb_array_length(
+    CASE WHEN outcome = 'ok' THEN result ELSE earlier->'result' END->'personas') AS personas
+  FROM outcomes WHERE stage IN (SELECT stage FROM stages WHERE facet = 'personas')
+) o
+WHERE o.personas <> (SELECT count(*) FROM nodes n WHERE n.root_id = o.record_id
+                     AND n.stage = o.stage AND n.kind = 'persona' AND n.superseded_at IS NULL)
+   OR o.personas <> (SELECT count(*) FROM edges e WHERE e.root_id = o.record_id
+                     AND e.stage = o.stage AND e.superseded_at IS NULL)
 """
 
 
