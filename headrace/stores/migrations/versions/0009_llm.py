@@ -63,7 +63,7 @@ CREATE TABLE llm_answers (
   at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX llm_answers_record ON llm_answers (record_id, stage);
-CREATE INDEX llm_answers_call ON llm_answers USING brin (call);
+CREATE INDEX llm_answers_call ON llm_answers USING brin (call) WITH (autosummarize);
 
 CREATE TABLE llm_claims (
   key bytea PRIMARY KEY,
