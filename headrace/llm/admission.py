@@ -157,8 +157,8 @@ def read(row: Mapping[str, Any], settings: Settings, stage: str, provider: str) 
     if kind == "open":
         said = f", the last with: {row['note']}" if row["note"] else ""
         raise Pause(
-            f"circuit: {provider} did not answer {row['used']} calls in a row{said}; tried again in"
-            f" {max(seconds, 1):.0f} s"
+            f"circuit: {provider} did not answer {row['used']} calls in a row{said}; tried again"
+            f" every {llm.circuit_seconds:g} s"
         )
     share = llm.shares.get(stage, 1.0)
     used = row["used"]

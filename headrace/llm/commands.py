@@ -72,13 +72,15 @@ def cost(load: Loader, by: str, as_json: bool) -> int:
 
 def _show(rows: list[Sum], total: Sum, by: str) -> None:
     from headrace.backlog import report
+    from headrace.llm import cost as costs
     from headrace.llm.admission import usd
 
-    names = (by.upper(), "CALLS", "INPUT", "OUTPUT", "COST", "REPEATED", "COST OF THOSE")
+    names = (by.upper(), "CALLS", "FAILED", "INPUT", "OUTPUT", "COST", "REPEATED", "COST OF THOSE")
     cells = [
         (
             row.name or "in all",
             f"{row.calls:,}",
+            f"{row.failed:,}",
             f"{row.input_tokens:,}",
             f"{row.output_tokens:,}",
             usd(row.cost),
@@ -95,6 +97,8 @@ def _show(rows: list[Sum], total: Sum, by: str) -> None:
         notes.append(
             f"{total.lost:,} were in flight when their worker died: what they cost at most"
         )
+    if any(row.name == costs.NOBODYS for row in rows):
+        click.echo(f"{costs.NOBODYS}: calls that brought no answer, and those of forgotten records")
     for note in notes:
         click.echo(f"Of the cost, {note}")
     if total.unpriced:

@@ -18,7 +18,7 @@ from headrace.schedule import next_due
 from headrace.scheduling import plan, positions, windows
 from headrace.scheduling.plan import Clock, History, Step
 from headrace.scheduling.scheduler import is_led, read_history
-from headrace.scheduling.units import DISABLED, Key, Unit, units
+from headrace.scheduling.units import DISABLED, UNCONFIGURED, Key, Unit, units
 from headrace.scheduling.windows import Window
 from headrace.stores import migrate, postgres
 from headrace.stream import clients
@@ -160,7 +160,7 @@ def local(moment: datetime, zone: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Rest:
     """A scheduled group for those who look at its lag: whether a window of it is open, and when
-    it is due next (words; empty: not to be foreseen)."""
+    it is due next, or why not (words; empty: not to be foreseen)."""
 
     open: bool
     next: str
@@ -189,11 +189,13 @@ def _rests(
 ) -> dict[str, Rest]:
     found: dict[str, Rest] = {}
     due: dict[str, list[datetime]] = {}
+    unpaid = {unit.group for unit in everything if unit.held == UNCONFIGURED}
     for unit in everything:
         moment = None if unit.held else when_next(unit, history.get(unit.key), now, zone)
         due.setdefault(unit.group, []).extend([moment] if moment is not None else [])
     for group, moments in due.items():
-        text = f"next {local(min(moments), zone)} {zone}" if moments else ""
+        text = UNCONFIGURED if group in unpaid else ""
+        text = f"next {local(min(moments), zone)} {zone}" if moments else text
         found[group] = Rest(group in opened, text)
     return found
 

@@ -24,6 +24,7 @@ from headrace.llm.admission import usd
 from headrace.llm.ledger import Ledger
 from headrace.stream.commands import in_session
 from tests.llm.books import Books, admitted, buy, key_of, plan, reply
+from tests.llm.conftest import Say
 from tests.world import World
 
 
@@ -218,20 +219,20 @@ def test_an_estimate_goes_by_what_would_be_sent_then_by_what_was_bought(world: W
         estimates.read(settings, "text")
 
 
-def test_commands_say_what_stands(world: World) -> None:
-    world.apply()
-    said = world.command("llm", "cost")
-    assert said.returncode == 0
-    assert said.stdout.strip() == "no language model was asked yet"
-    ledger = Ledger(world.settings, "scores", "h-0")
-    items = [(key_of("a"), "post:reddit:a", 1, "all")]
-    buy(ledger, items)
-    ledger.close()
-    table = world.command("llm", "cost", "--by", "day").stdout.splitlines()
+def test_commands_say_what_stands(books: Books, say: Say) -> None:
+    settings = books.settings()
+    assert say(settings, "llm", "cost").strip() == "no language model was asked yet"
+    ledger = books.ledger()
+    buy(ledger, books.items("a"))
+    (failed,) = books.items("b")
+    ledger.claim([failed])
+    ledger.unsent(admitted(ledger.admit(plan([failed]))), "down")
+    table = say(settings, "llm", "cost", "--by", "day").splitlines()
     assert table[0].split() == [
-        "DAY", "CALLS", "INPUT", "OUTPUT", "COST", "REPEATED", "COST", "OF", "THOSE"
+        "DAY", "CALLS", "FAILED", "INPUT", "OUTPUT", "COST", "REPEATED", "COST", "OF", "THOSE"
     ]  # fmt: skip
-    assert table[1].split()[1:] == ["1", "90", "30", "$0.080", "0", "$0.00"]
-    told = orjson.loads(world.command("llm", "status", "--json").stdout)
+    assert table[1].split()[1:] == ["2", "1", "90", "30", "$0.080", "0", "$0.00"]
+    assert "–: calls that brought no answer" in say(settings, "llm", "cost", "--by", "run")
+    told = orjson.loads(say(settings, "llm", "status", "--json"))
     assert told["embedded"] is True
-    assert "for trying out" in world.command("llm", "status").stdout
+    assert "for trying out" in say(settings, "llm", "status")
