@@ -429,7 +429,7 @@ class Asker:
                     billed=error.billed,
                 )
                 trouble, pause = str(error), next(pauses)
-                if error.hold is not None:  # the ledger holds everybody back for so long
+                if error.hold:  # the ledger holds everybody back for so long
                     pause = random.uniform(0.0, 0.1 * error.hold)
                 if error.billed:
                     repeats.add(number)

@@ -481,5 +481,5 @@ def _without_nul(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    """PostgreSQL's text holds no NUL."""
-    return text.replace("\0", "")
+    """PostgreSQL's text holds no NUL, and no half of a character."""
+    return text.replace("\0", "").encode(errors="replace").decode()

@@ -166,9 +166,9 @@ def test_what_cannot_be_used_is_kept_as_it_came(books: Books) -> None:
     good, bad = books.items("a", "b")
     ledger.claim([good, bad])
     call = admitted(ledger.admit(plan([good, bad])))
-    ledger.settle(call, reply(), {good[0]: {"x": 1}}, {bad[0]: "no JSON"}, raw="so \0 what")
+    ledger.settle(call, reply(), {good[0]: {"x": 1}}, {bad[0]: "no JSON"}, raw="so \0 what\ud83d")
     assert books.sql("SELECT state, error, raw, records FROM llm_calls") == [
-        ("answered", "no JSON", "so  what", ["post:reddit:a", "post:reddit:b"])
+        ("answered", "no JSON", "so  what?", ["post:reddit:a", "post:reddit:b"])
     ]
     assert set(ledger.answers([good[0], bad[0]])) == {good[0]}
     assert books.sql("SELECT * FROM llm_claims") == []
