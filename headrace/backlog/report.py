@@ -19,6 +19,7 @@ from headrace.llm.admission import usd
 COLUMNS = ("GROUP", "TOPIC", "LAG", "REDO", "IN/S", "OUT/S", "BEHIND", "ETA", "STATE")
 LEFT = {
     "RUN",
+    "BATCH",
     "MODEL",
     "DAY",
     "WHEN",

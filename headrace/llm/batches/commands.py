@@ -20,6 +20,8 @@ Loader = Callable[[], Settings]
 
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
+COLUMNS = ("ID", "BATCH", "STAGE", "MODEL", "REQUESTS", "ANSWERED", "CAME BACK", "COST", "STATE")
+
 _BATCHES = """
 SELECT id, name, stage, provider, model, state, status, requests, answered, again, cost, error,
        batch, made_at, sent_at, done_at, cancel_at FROM llm_batches
@@ -50,7 +52,7 @@ def batches() -> None:
 @click.pass_obj
 def list_(load: Loader, limit: int, as_json: bool) -> None:
     """Requests that wait, batches under way, and those that are done."""
-    from headrace.backlog import database
+    from headrace.backlog import database, report
     from headrace.llm import standing
     from headrace.stream import topology as topologies
 
@@ -65,9 +67,9 @@ def list_(load: Loader, limit: int, as_json: bool) -> None:
         return
     for stage, one in flying.items():
         click.echo(f"{stage}: {one}")
-    for row in found:
-        click.echo(_line(row))
-    if not flying and not found:
+    if found:
+        report.show([_cells(row) for row in found], COLUMNS)
+    elif not flying:
         click.echo("no batch yet: a group asks by batches with llm.transport")
 
 
@@ -77,7 +79,7 @@ def list_(load: Loader, limit: int, as_json: bool) -> None:
 @click.pass_obj
 def show(load: Loader, batch: str, as_json: bool) -> None:
     """One batch, and what stands of its requests."""
-    from headrace.backlog import database
+    from headrace.backlog import database, report
     from headrace.llm.admission import usd
 
     with database.reading(load()) as connection:
@@ -88,7 +90,7 @@ def show(load: Loader, batch: str, as_json: bool) -> None:
     if as_json:
         _say(found | {"reserved": reserved, "pending": states, "examples": requests})
         return
-    click.echo(_line(found))
+    report.show([_cells(found)], COLUMNS)
     for name in ("provider", "batch", "made_at", "sent_at", "done_at"):
         if found[name]:
             said = f"{found[name]:%Y-%m-%d %H:%M:%S UTC}" if "_at" in name else found[name]
@@ -193,16 +195,13 @@ def _say(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, indent=2, default=plain))
 
 
-def _line(row: dict[str, Any]) -> str:
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     from headrace.llm.admission import usd
 
-    status = row["status"] if row["state"] != "making" else "on its way"
-    said = f"{row['id']:>4}  {row['name']}  {row['stage']}  {row['model']}  {status}"
-    said += f"  {row['answered']:,} of {row['requests']:,} answered"
-    if row["cost"]:
-        said += f" for {usd(row['cost'])}"
-    if row["again"]:
-        said += f", {row['again']:,} came back"
+    state = row["status"] if row["state"] != "making" else "on its way"
     if row["cancel_at"] and row["state"] != "done":
-        said += ", to be cancelled"
-    return said + (f"  ({row['error']})" if row["error"] else "")
+        state += ", to be cancelled"
+    counts = (f"{row[name]:,}" for name in ("requests", "answered", "again"))
+    state += f" ({row['error']})" if row["error"] else ""
+    named = (str(row["id"]), row["name"], row["stage"], row["model"])
+    return (*named, *counts, usd(row["cost"]), state)
