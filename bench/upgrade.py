@@ -64,7 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--small", type=int, default=100_000)
-    parser.add_argument("--only", choices=COMMANDS)
+    parser.add_argument("--only", choices=COMMANDS, action="append")
     given = parser.parse_args()
     peaks: dict[str, list[int]] = {}
     with rig() as servers, servers.project() as settings:
@@ -74,7 +74,7 @@ def main() -> int:
             _fill(settings, done + 1, size)
             print(f"{size:,} records stand after {time.perf_counter() - began:.0f} s", flush=True)
             done = size
-            for name in [given.only] if given.only else COMMANDS:
+            for name in given.only or COMMANDS:
                 count, seconds, peak = _measure(settings, COMMANDS[name])
                 peaks.setdefault(name, []).append(peak)
                 print(
