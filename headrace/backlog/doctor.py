@@ -464,28 +464,30 @@ def _unsent(connection: psycopg.Connection) -> Iterator[Finding]:
 
 # Of each kind of fault how many rows there are.
 _FAULTS = """
+WITH whole AS MATERIALIZED (
+  SELECT record_id, stage, jsonb_array_length(
+    CASE WHEN outcome = 'ok' THEN result ELSE earlier->'result' END->'personas') AS personas
+  FROM outcomes WHERE stage = ANY (ARRAY(SELECT stage FROM stages WHERE facet = 'personas'))
+)
 SELECT 'edges stand without a node at one end', count(*) FROM edges e
 WHERE NOT EXISTS (SELECT FROM nodes n WHERE n.id = e.source)
    OR NOT EXISTS (SELECT FROM nodes n WHERE n.id = e.target)
 UNION ALL
 SELECT 'edges are served although a node of theirs is not', count(*) FROM edges e
-WHERE e.superseded_at IS NULL AND EXISTS (
-  SELECT FROM nodes n WHERE n.id IN (e.source, e.target) AND n.superseded_at IS NOT NULL)
+WHERE e.superseded_at IS NULL
+  AND (EXISTS (SELECT FROM nodes n WHERE n.id = e.source AND n.superseded_at IS NOT NULL)
+    OR EXISTS (SELECT FROM nodes n WHERE n.id = e.target AND n.superseded_at IS NOT NULL))
 UNION ALL
 SELECT 'nodes are served without an answer of their stage', count(*) FROM nodes n
 WHERE n.superseded_at IS NULL AND NOT EXISTS (
   SELECT FROM outcomes o WHERE o.record_id = n.root_id AND o.stage = n.stage
   AND (o.outcome = 'ok' OR o.earlier IS NOT NULL))
 UNION ALL
-SELECT 'communities are served by halves', count(*) FROM (
-  SELECT record_id, stage, jsonb_array_length(
-    CASE WHEN outcome = 'ok' THEN result ELSE earlier->'result' END->'personas') AS personas
-  FROM outcomes WHERE stage IN (SELECT stage FROM stages WHERE facet = 'personas')
-) o
-WHERE o.personas <> (SELECT count(*) FROM nodes n WHERE n.root_id = o.record_id
-                     AND n.stage = o.stage AND n.kind = 'persona' AND n.superseded_at IS NULL)
-   OR o.personas <> (SELECT count(*) FROM edges e WHERE e.root_id = o.record_id
-                     AND e.stage = o.stage AND e.superseded_at IS NULL)
+SELECT 'communities are served by halves', count(*) FROM whole w
+WHERE w.personas <> (SELECT count(*) FROM nodes n WHERE n.root_id = w.record_id
+                     AND n.stage = w.stage AND n.kind = 'persona' AND n.superseded_at IS NULL)
+   OR w.personas <> (SELECT count(*) FROM edges e WHERE e.root_id = w.record_id
+                     AND e.stage = w.stage AND e.superseded_at IS NULL)
 """
 
 
