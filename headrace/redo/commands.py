@@ -462,7 +462,7 @@ def _of_upgrade(one: flows.Order, records: int) -> Estimate:
             " upgrade begins with a new version in topics.yaml and a restart of the group"
         )
         if not one.target.whole:
-            said += ". It does not run now, so which model and prompt it has is not known"
+            said += ". It does not run now, so whether its model or its prompt is new is not known"
         return Estimate([said], target)
     said = f"{name}: {records:,} records to version {one.target}"
     if one.group.paid:

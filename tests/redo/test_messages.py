@@ -92,3 +92,27 @@ def test_only_an_answer_to_the_order_clears_it(database: Database) -> None:
     )
     assert database.sql(count) == [(0,)]
     assert database.sql("SELECT rank FROM outcomes") == [(5,)]
+
+
+def test_a_letter_of_a_part_comes_back_as_that_part(database: Database) -> None:
+    """And is open until the result has the part, though the record's outcome is ok."""
+    topic, result = f"{database.project}.raw.posts.reddit", {"relevance": 1}
+    raw, whole = database.raw("a", 7), database.outcome("a", 7, "scores", result=result)
+    database.write([raw, whole])
+    part = database.outcome("a", 7, "scores", "dead", parts=("novelty",))
+    where = {"topic": topic, "partition": "0", "offset": "7", "exception.message": "why"}
+    headers = [(f"__connect.errors.{name}", said.encode()) for name, said in where.items()]
+    headers += [(name, content) for name, content in part.headers() or []]  # type: ignore[misc]
+    letter = database.message("scores.dlt", "post:reddit:a", raw.value(), headers)
+    database.write([part, letter])
+    assert database.sql("SELECT outcome, result FROM outcomes") == [("ok", result)]
+    ((number, state),) = database.sql("SELECT id, state FROM letters")
+    assert state == "open"
+    group = database.topology.group("scores")
+    (message,) = Maker(database.connection, database.topology, group, {}).letters([number])
+    assert message.value == raw.value()
+    assert Lineage.unpack(dict(message.headers)["hr"]).parts == ("novelty",)
+    found = {"novelty": 9}
+    database.write([database.outcome("a", 7, "scores", result=found, parts=("novelty",))])
+    assert database.sql("SELECT result FROM outcomes") == [(result | found,)]
+    assert database.sql("SELECT state FROM letters") == [("done",)]

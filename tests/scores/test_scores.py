@@ -1,122 +1,122 @@
-"""Scores on the real servers, with a provider on loopback."""
+"""Scores the whole way: posts on Kafka, a provider on loopback, tables, views and commands."""
 
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
+from headrace.stores import postgres as database
 from tests.llm import provider
-from tests.world import World
+from tests.llm.provider import Provider
+from tests.scores.world import DIMENSIONS, NOVELTY, dimensions, made, stored
+from tests.stream.asking import readers
+from tests.world import World, wait_for
 
-DIMENSIONS = {
-    "relevance": {"description": "Does it matter?", "weight": 1.0},
-    "urgency": {"description": "Does it press?", "weight": 3.0},
-}
+TEXTS = [f"post number {n}" for n in range(10)] + ["video number 4", "video number 0"]
 
-
-def only_scores(content: dict[str, Any]) -> None:
-    """No other stage, so that a run is quick."""
-    kept = ("scores", "postgres")
-    content["groups"] = {name: content["groups"][name] for name in kept}
-    content["topics"] = {
-        name: topic
-        for name, topic in content["topics"].items()
-        if not name.startswith("enriched.") or name == "enriched.scores"
-    }
-    content["modes"] = {"full": "all"}
+# A command that has sent its second chunk is held before it can say so.
+HOLD = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF (SELECT count(*) FROM redo) >= 8 THEN
+    PERFORM pg_advisory_xact_lock(hashtext(current_schema()), 7); END IF;
+  RETURN NULL; END $$;
+CREATE TRIGGER hold BEFORE UPDATE ON redo EXECUTE FUNCTION hold()
+"""
 
 
 @pytest.fixture
-def asked() -> Iterator[Any]:
+def p() -> Iterator[Provider]:
     with provider.serve() as served:
         yield served
 
 
-@pytest.fixture
-def world(worlds: Callable[..., World], asked: Any) -> World:
-    made = worlds(
-        platforms=("reddit",),
-        change=only_scores,
-        flags={
-            "llm.base_url": asked.url,
-            "llm.requests_per_minute": 100_000,
-            "search.enabled": False,
-            "processing.retry_seconds": 0.1,
-            "processing.retry_max_seconds": 0.2,
-        },
-    )
-    return dimensions(made, DIMENSIONS)
+def killed_half_way(world: World, *command: str) -> None:
+    world.sql(HOLD)
+    with database.connect(world.settings, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(hashtext(current_schema()), 7)")
+        process = world.start(*command)
+        held = (
+            "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory'"
+            f" AND application_name = 'headrace redo scores {world.project}'"
+        )
+        (pid,) = wait_for(lambda: world.sql(held), message=lambda: world.log_of(process))[0]
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        world.sql("SELECT pg_terminate_backend(%s)", [pid])
+        wait_for(lambda: not world.sql(held))
+    world.sql("DROP TRIGGER hold ON redo")
 
 
-def dimensions(world: World, wanted: dict[str, Any]) -> World:
-    """Whoever starts from now on reads these."""
-    scores = world.settings.scores.model_validate({"dimensions": wanted, "together": 4})
-    world.settings = world.settings.model_copy(update={"scores": scores})
-    return world
-
-
-def stored(world: World) -> dict[str, tuple[dict[str, float], float]]:
-    rows = world.sql("SELECT record_id, scores, weighted FROM scores")
-    return {record.rpartition(":")[2]: (scores, weighted) for record, scores, weighted in rows}
-
-
-def test_posts_are_scored_weighed_and_ranked(world: World, asked: Any) -> None:
-    texts = [f"post number {number}" for number in range(10)]
-    world.post(ids=list("abcdefghij"), texts=texts)
+def test_scores_the_whole_way(worlds: Callable[..., World], p: Provider) -> None:
+    world = made(worlds, p, **{"redo.chunk": 4})
+    world.post(ids=list("abcdefghij"), texts=TEXTS[:10])
     world.post(ids=["empty"], texts=["  "])
-    asked.answer = lambda one: {"relevance": int(one.item["text"][-1]), "urgency": 2}
+    world.post("youtube", ids=["y", "z"], texts=TEXTS[10:])
+    p.answer = lambda one: {"relevance": int(one.item["text"][-1]), "urgency": 2}
     world.run("scores", "postgres")
 
-    assert len(asked.calls) <= 4  # 10 posts on two partitions, four in a call
-    found = stored(world)
-    assert found["j"] == ({"relevance": 9, "urgency": 2}, pytest.approx((9 + 3 * 2) / 4))
-    assert len(found) == 10
+    assert len(p.calls) <= 7 and len(p.items) == 12  # four in a call, from four partitions
+    first = stored(world)
+    assert first["j"] == ({"relevance": 9, "urgency": 2}, pytest.approx((9 + 3 * 2) / 4))
+    assert len(first) == 12
     assert world.sql("SELECT reason FROM outcomes WHERE outcome = 'drop'") == [("empty",)]
-    best = json.loads(world.command("top", "--limit", "2", "--json").stdout)
-    assert [row["id"] for row in best] == ["post:reddit:j", "post:reddit:i"]
-    assert world.sql("SELECT score FROM posts WHERE id = 'post:reddit:j'") == [(3.75,)]
+    assert world.sql("SELECT score, scores FROM posts WHERE id = 'post:reddit:j'") == [
+        (3.75, {"relevance": 9, "urgency": 2})
+    ]
+    told = world.command("top", "--by", "score", "--platform", "youtube", "--limit", "1").stdout
+    assert told.splitlines() == [
+        "  1. 2.50  youtube  [relevance 4, urgency 2]",
+        "     video number 4",
+        "     post:youtube:y",
+    ]
 
-    # New weights: no call, every score anew.
-    calls = len(asked.calls)
-    dimensions(world, DIMENSIONS | {"urgency": {"description": "Does it press?", "weight": 0}})
+    # A new dimension: asked for alone. Killed when eight are sent, the command goes on.
+    p.calls.clear()
+    p.answer = lambda one: {"novelty": 10}
+    p.judge = lambda call: provider.status(400) if "number 2" in call.text else None
+    dimensions(world, DIMENSIONS | NOVELTY)
+    backfill = ("scores", "backfill", "--dimension", "novelty")
+    planned = json.loads(world.command(*backfill, "--dry-run", "--json").stdout)
+    assert (planned["found"], planned["estimate"]["calls"]) == (12, 3)
+    assert world.sql("SELECT count(*) FROM redo") == [(0,)]
+    killed_half_way(world, *backfill, "--yes")
+    done = json.loads(world.command(*backfill, "--yes", "--json").stdout)
+    assert (done["resent"], done["queued"]) == (4, 4)
+    world.run("scores", "postgres")
+    assert sorted(item["text"] for item in p.items) == sorted(set(TEXTS) - {"post number 2"})
+    assert all("Is it new?" in call.text and "Does it press?" not in call.text for call in p.calls)
+    second = stored(world)
+    assert second["j"] == (first["j"][0] | {"novelty": 10}, first["j"][1])  # its weight: below
+    assert second["c"] == first["c"]  # it died of that, and the rest of it stands
+    assert world.sql("SELECT record_key FROM letters WHERE state = 'open'") == [("post:reddit:c",)]
+    again = json.loads(world.command(*backfill, "--yes", "--json").stdout)
+    assert (again["found"], again["queued"]) == (0, 0)
+
+    # New weights: no call, every score anew. What has no score in it counts as 5.0.
+    calls = len(p.calls)
+    assert "the settings say something else" in world.command("scores", "list").stdout
     said = json.loads(world.command("scores", "recompute", "--json").stdout)
-    assert (said["records"], said["changed"]) == (10, 9)  # 2 and 2 weigh the same either way
-    assert stored(world)["j"][1] == 9.0
-    assert len(asked.calls) == calls
+    assert said["records"] == 12 and said["weights"]["novelty"] == 2.0
+    assert stored(world)["j"][1] == pytest.approx((9 + 3 * 2 + 2 * 10) / 6)
+    assert stored(world)["c"][1] == pytest.approx((2 + 3 * 2 + 2 * 5.0) / 6)
+    assert len(p.calls) == calls
 
-    # A dimension without a score counts as 5.0.
-    assert world.sql("SELECT weighted_score('{}')") == [(5.0,)]
+    # A new version (a model's, as a prompt's): older scores serve until each new one is there.
+    llm = world.settings.llm.model_copy(update={"model": "gpt-4.1"})
+    world.settings = world.settings.model_copy(update={"llm": llm})
+    p.calls.clear()
+    p.answer = lambda one: {"relevance": 8, "urgency": 8, "novelty": 8}
+    world.start("run", "scores", "postgres")
+    wait_for(lambda: readers(world, "scores"))
+    done = json.loads(world.command("upgrade", "scores", "--yes", "--wait", "--json").stdout)
+    assert (done["found"], done["target"]) == (13, "1+1-gpt-4.1 (rank 1)")  # the empty one too
+    third = stored(world)
+    assert third["j"][0] == {"relevance": 8, "urgency": 8, "novelty": 8}
+    assert third["c"][0] == first["c"][0]
+    assert len(p.items) == 11
 
-    # A deletion takes them out.
     world.delete("post:reddit:j")
-    world.run("scores", "postgres")
-    assert "j" not in stored(world) and len(stored(world)) == 9
-
-
-def test_a_new_dimension_is_asked_for_alone(world: World, asked: Any) -> None:
-    world.post(ids=list("abcdef"), texts=["one", "two", "three", "four", "five", "six"])
-    asked.answer = lambda one: {"relevance": 4, "urgency": 4}
-    world.run("scores", "postgres")
-    before, calls = stored(world), len(asked.calls)
-
-    more = DIMENSIONS | {"novelty": {"description": "Is it new?", "weight": 2.0}}
-    dimensions(world, more)
-    asked.answer = lambda one: {"novelty": 9}
-    said = world.command("scores", "backfill", "--dimension", "novelty", "--dry-run").stdout
-    assert "6 records" in said
-    unknown = world.command("scores", "backfill", "--dimension", "beauty", check=False)
-    assert unknown.returncode == 2 and "beauty is not in scores.dimensions" in unknown.stderr
-    world.command("scores", "backfill", "--dimension", "novelty", "--yes")
-    world.run("scores", "postgres")
-
-    asked_for = [call.text for call in asked.calls[calls:]]
-    assert asked_for and all("Is it new?" in text for text in asked_for)
-    assert not any("Does it press?" in text for text in asked_for)
-    found = stored(world)
-    assert found["a"][0] == before["a"][0] | {"novelty": 9}
-    assert found["a"][1] == before["a"][1]  # its weight is not in force yet
-    world.command("scores", "recompute")
-    assert stored(world)["a"][1] == pytest.approx((4 + 3 * 4 + 2 * 9) / 6)
+    wait_for(lambda: "j" not in stored(world))
