@@ -162,7 +162,9 @@ class Client:
     def _answer(self, came: Any, headers: Headers, seconds: float) -> Answer:
         choices = getattr(came, "choices", None)  # a text, where something else answered
         if not choices:
-            raise ValueError("it holds no choice")
+            error = getattr(came, "error", None)  # some say so with status 200
+            said = error.get("message") if isinstance(error, dict) else None
+            raise ValueError(said or "it holds no choice")
         choice = choices[0]
         usage = came.usage
         details = getattr(usage, "prompt_tokens_details", None)
@@ -213,7 +215,9 @@ class Client:
             return Passing(reason, hold=hold, down=status != 429, limits=found)
         if status in (408, 409, 425) or status >= 500:
             hold = retry_after(error.response.headers)
-            return Passing(f"{self.where} fails ({said})", hold=hold, down=status >= 500)
+            late = status in (504, 524)  # of a proxy; who stands behind it may have answered
+            reason = f"{self.where} fails ({said})"
+            return Passing(reason, hold=hold, down=status >= 500, billed=late)
         if status in (401, 403):
             what = "is refused" if self._endpoint.key else "is missing"
             return Pause(

@@ -100,7 +100,7 @@ def beyond(host: str) -> str | None:
     """Why a host is not this machine's loopback alone; None if it is."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):
         return f"{host} cannot be resolved"
     outside = sorted(one for one in found if not _loopback(one))
     if not outside:

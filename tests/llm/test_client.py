@@ -81,6 +81,7 @@ def test_an_answer_with_tokens_and_limits(p: Provider) -> None:
         (provider.status(429, retry_after=0.25), "asks to wait (status 429", False, 0.25, False),
         (provider.status(503, retry_after=2), "asks to wait (status 503", True, 2.0, False),
         (provider.status(500), "fails (status 500", True, None, False),
+        (provider.status(504, retry_after=2), "fails (status 504", True, 2.0, True),
         (provider.status(408), "fails (status 408", False, None, False),
         (provider.status(409), "fails (status 409", False, None, False),
         (provider.dropped(), "ended the connection", True, None, True),
@@ -135,11 +136,16 @@ def test_an_answer_that_trickles_has_no_more_time_than_another() -> None:
     assert raised.value.billed
 
 
-def test_half_a_character_is_no_reason_to_lose_an_answer() -> None:
-    body = b'{"choices": [{"message": {"content": "so \\ud83d"}, "finish_reason": "length"}]}'
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    with raw(lambda connection: connection.sendall(head % len(body) + body)) as url:
-        assert ask(url).text == "so ?"
+def test_what_some_endpoints_answer() -> None:
+    def said(body: bytes) -> Answer:
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        with raw(lambda connection: connection.sendall(head % len(body) + body)) as url:
+            return ask(url)
+
+    cut = b'{"choices": [{"message": {"content": "so \\ud83d"}, "finish_reason": "length"}]}'
+    assert said(cut).text == "so ?"  # half a character is no reason to lose it
+    with pytest.raises(Passing, match="gave no completion: upstream is busy"):
+        said(b'{"error": {"message": "upstream is busy", "code": 502}}')
 
 
 def test_nobody_listens() -> None:
