@@ -24,18 +24,30 @@ COLUMNS = (
     "model", "created_at", "updated_at",
 )  # fmt: skip
 
-_COMMUNITIES = """
-SELECT c.id, c.platform, c.slug, c.name, c.description, c.about, c.tone, c.themes, c.personas,
+# As view communities, which counts all posts for it.
+_KNOWN = """
+SELECT r.id, p.name AS platform, d.slug, coalesce(r.title, d.name) AS name, r.text AS description,
+       r.ingested_at AS created_at
+FROM records r
+JOIN dim_platform p ON p.id = r.platform_id
+LEFT JOIN dim_community d ON d.id = r.community_id
+WHERE r.id > 'community:' AND r.id < 'community;' AND NOT r.deleted
+"""
+_COMMUNITIES = f"""
+SELECT c.id, c.platform, c.slug, c.name, c.description, about.properties->>'about' AS about,
+       about.properties->>'tone' AS tone, about.properties->'themes' AS themes, shown.personas,
        c.created_at, o.outcome, o.reason, (o.result->>'set')::integer AS set,
        coalesce((o.result->>'changed')::boolean, false) AS changed, o.result->>'model' AS model,
        o.stored_at AS made_at,
        (SELECT count(*) FROM nodes n WHERE n.root_id = c.id AND n.kind = 'persona'
-          AND n.superseded_at IS NULL) - c.personas AS hidden,
+          AND n.superseded_at IS NULL) - shown.personas AS hidden,
        (SELECT max(s.number) FROM llm_sets s WHERE s.stage = 'personas' AND s.record_id = c.id)
          AS ordered
-FROM communities c
+FROM ({_KNOWN}) c
+CROSS JOIN LATERAL (SELECT count(*) AS personas FROM personas WHERE community_id = c.id) shown
+LEFT JOIN nodes about
+  ON about.id = c.id AND about.kind = 'community' AND about.superseded_at IS NULL
 LEFT JOIN outcomes o ON o.record_id = c.id AND o.stage = 'personas'
-WHERE c.id IS NOT NULL
 """
 
 # A hidden one is found by its id, so that it can be shown again.
@@ -54,7 +66,7 @@ class Found(NamedTuple):
 
 def communities(connection: psycopg.Connection, ids: list[str] | None = None) -> list[Row]:
     """Those that are known as records, with what the stage made of them."""
-    query = _COMMUNITIES + (" AND c.id = ANY(%s)" if ids is not None else "")
+    query = _COMMUNITIES + ("WHERE c.id = ANY(%s)" if ids is not None else "")
     cursor = connection.cursor(row_factory=dict_row)
     cursor.execute((query + " ORDER BY c.id").encode(), [ids] if ids is not None else [])
     return cursor.fetchall()
@@ -102,8 +114,9 @@ def community(connection: psycopg.Connection, said: str) -> str:
     asked = said.strip()
     plain = slug(asked.removeprefix("r/"))
     rows = connection.execute(
-        "SELECT id, platform, name FROM communities WHERE id IS NOT NULL"
-        " AND (id = %s OR id = %s OR slug = %s OR lower(name) = lower(%s)) ORDER BY id LIMIT %s",
+        f"SELECT id, platform, name FROM ({_KNOWN}) AS known"
+        " WHERE id = %s OR id = %s OR slug = %s OR lower(name) = lower(%s)"
+        " ORDER BY id LIMIT %s".encode(),
         [asked, f"community:{asked}", plain, asked, SHOWN + 1],
     ).fetchall()
     exact = [row for row in rows if row[0] in (asked, f"community:{asked}")]

@@ -211,12 +211,13 @@ def test_what_people_decide_survives_a_new_set(made: Made, monkeypatch: pytest.M
     made.make(record)
     decided: dict[tuple[str, str], Decision] = {}
 
-    def decide(subject: str, action: str, value: Any) -> None:
-        decided[(subject, action)] = Decision(value, "now", "me")
-        made.database.write([decision(made.database, subject, action, value)])
+    def decide(settings: Any, said: str | list[str], action: str, value: Any, by: Any = 0) -> None:
+        for subject in [said] if isinstance(said, str) else said:
+            decided[(subject, action)] = Decision(value, "now", "me")
+            made.database.write([decision(made.database, subject, action, value)])
 
     monkeypatch.setattr(decisions, "standing", lambda settings: decided)
-    monkeypatch.setattr(decisions, "decide", lambda settings, *said: decide(*said))
+    monkeypatch.setattr(decisions, "decide", decide)
     monkeypatch.setattr(changing, "_queue", lambda *said: None)
     ids = [persona_id(record.id, 1, place) for place in range(1, COUNT + 1)]
     made.say("edit", ids[0], "name=Zoe Z.", "interests=gears; old bikes")
