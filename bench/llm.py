@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -29,6 +29,7 @@ from bench.chaos import workers
 from bench.harness import Figure, Goal
 from bench.rig import CLONE, Rig, environment
 from consumers.scores.stage import schema
+from headrace.backlog import lag
 from headrace.config import Settings
 from headrace.llm import asking, packing, prompts
 from headrace.llm.asking import Answered, Deferred, Item, Task
@@ -70,7 +71,7 @@ class Books:
 
     name: str
     before: int
-    limits: dict[str, int]
+    limits: dict[str, Any]
 
 
 BOOKS = (
@@ -122,13 +123,13 @@ def _keep(settings: Settings, before: int, number: int) -> list[float]:
             connection.execute(_BEFORE, [ledger.provider, before, before])
         connection.execute("ANALYZE llm_calls")
     try:
-        found = [_one(ledger, f"{number} {call}") for call in range(CALLS)]
+        found = [_whole(ledger, f"{number} {call}") for call in range(CALLS)]
     finally:
         ledger.close()
     return found[CALLS // 10 :]  # the first ones connect and prepare
 
 
-def _one(ledger: Ledger, name: str) -> float:
+def _whole(ledger: Ledger, name: str) -> float:
     """Milliseconds of all that an ask does for a call of its own."""
     items = [
         (hashlib.sha256(f"{name} {n}".encode()).digest(), f"post:reddit:{name} {n}", 1, "all")
@@ -155,32 +156,32 @@ def _one(ledger: Ledger, name: str) -> float:
 
 # By Little's law: what was in flight on average while all worked, by the time that a call took.
 _RATE = """
-WITH own AS (
-  SELECT min(sent_at) AS began, max(ended_at) AS ended FROM llm_calls GROUP BY worker
-), span AS (
-  SELECT max(began) AS began, min(ended) AS ended, count(*) AS workers FROM own
-), took AS (
+WITH calls AS (SELECT * FROM llm_calls WHERE id > %s), own AS (
+  SELECT min(sent_at) AS began, max(ended_at) AS ended FROM calls GROUP BY worker
+), span AS (SELECT max(began) AS began, min(ended) AS ended FROM own), took AS (
   SELECT extract(epoch FROM l.ended_at - l.sent_at) AS seconds,
     greatest(extract(epoch FROM least(l.ended_at, s.ended) - greatest(l.sent_at, s.began)), 0)
       AS inside
-  FROM llm_calls l, span s
+  FROM calls l, span s
 )
-SELECT workers, (sum(inside) / extract(epoch FROM ended - began) / avg(seconds))::float8
-FROM took, span GROUP BY workers, ended, began
+SELECT (sum(inside) / extract(epoch FROM ended - began) / avg(seconds))::float8
+FROM took, span GROUP BY ended, began
 """
+_WORKERS = "SELECT count(DISTINCT worker) FROM llm_calls WHERE sent_at > to_timestamp(%s)"
 
 
 def group(rig: Rig, posts: int) -> _Found:
     """Calls a second of `headrace run scores --workers 4`, from Kafka to Kafka, no limit set."""
     with rig.project() as made, served(SECONDS) as url:
         settings = _asking(made, url, requests_per_minute=0)
-        harness.fill(rig.bootstrap, f"{settings.project}.raw.posts.reddit", posts)
         with _running(settings) as runner:
-            _end(runner)
+            begun = _begun(rig, settings, runner)
+            harness.fill(rig.bootstrap, _raw(settings), posts, begun)
+            with postgres.connect(settings, readonly=True) as connection:
+                before = _one(connection, "SELECT max(id) FROM llm_calls")
+            _end(settings, runner)
         with postgres.connect(settings, readonly=True) as connection:
-            ((count, rate),) = connection.execute(_RATE).fetchall()
-    if count != WORKERS:
-        raise RuntimeError(f"{count} of {WORKERS} workers asked")
+            rate = _one(connection, _RATE, before)
     figure = Figure(f"a group of {WORKERS} workers, {SECONDS:g} s a call", "calls/s", [rate])
     _say(figure)
     most = WORKERS * settings.llm.concurrency / SECONDS
@@ -202,27 +203,47 @@ def served(seconds: float) -> Iterator[str]:
 
 @contextmanager
 def _running(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    words = ["run", STAGE, "--only", "--workers", str(WORKERS), "--until-caught-up"]
+    """`headrace run` with as many workers of the stage, to its end by a signal."""
     log = settings.home / "run.log"
     with log.open("wb") as output:
         runner = subprocess.Popen(
-            [sys.executable, "-m", "headrace", *words],
+            [sys.executable, "-m", "headrace", "run", STAGE, "--only", "--workers", str(WORKERS)],
             env=environment(settings), cwd=CLONE, stdout=output, stderr=output,
         )  # fmt: skip
         try:
             yield runner
-            if runner.returncode:
-                raise RuntimeError(
-                    f"the run ended with {runner.returncode}: {log.read_text()[-2000:]}"
-                )
+        except BaseException:
+            print(log.read_text()[-2000:], file=sys.stderr)
+            raise
         finally:
-            if runner.poll() is None:
-                runner.terminate()
+            runner.terminate()
             runner.wait(60)
 
 
-def _end(runner: subprocess.Popen[bytes]) -> None:
-    runner.wait(PATIENCE_SECONDS)
+def _begun(rig: Rig, settings: Settings, runner: subprocess.Popen[bytes]) -> int:
+    """Posts, a few a second, until every worker asks; returns how many they were."""
+    count = 0
+    for _ in _patiently(runner):
+        with postgres.connect(settings, readonly=True) as connection:
+            if _one(connection, _WORKERS, 0) == WORKERS:
+                return count
+        harness.fill(rig.bootstrap, _raw(settings), 8 * WORKERS, count)
+        count += 8 * WORKERS
+    raise AssertionError("not reached")
+
+
+def _end(settings: Settings, runner: subprocess.Popen[bytes]) -> None:
+    for _ in _patiently(runner):
+        if all(group.caught_up for group in lag.read(settings, [STAGE])):
+            return
+
+
+def _patiently(runner: subprocess.Popen[bytes]) -> Iterator[None]:
+    ends = time.monotonic() + PATIENCE_SECONDS
+    while runner.poll() is None and time.monotonic() < ends:
+        yield
+        time.sleep(0.5)
+    raise RuntimeError(f"not done within {PATIENCE_SECONDS:.0f} s, or ended by itself")
 
 
 # -- batches
@@ -247,7 +268,7 @@ def batches(rig: Rig, count: int = 200) -> _Found:
             asking.open(Context(settings, stage, worker="bench-0"))
             for stage in ("by batch", "direct")
         )
-        courier = Courier(settings, topology.load(settings), lambda stage, records: None)
+        courier = Courier(settings, topology.load(settings), lambda *_: None)
         try:
             _all(direct.ask(task, items), Answered)
             _all(by_batch.ask(task, items), Deferred)
@@ -259,7 +280,11 @@ def batches(rig: Rig, count: int = 200) -> _Found:
             by_batch.close()
             direct.close()
         with postgres.connect(settings, readonly=True) as connection:
-            cost = dict(connection.execute("SELECT stage, sum(cost) FROM llm_calls GROUP BY stage"))
+            cost: dict[str, Decimal] = dict(
+                connection.execute(
+                    "SELECT stage, sum(cost) FROM llm_calls GROUP BY stage"
+                ).fetchall()
+            )
             calls = connection.execute("SELECT count(*) FROM llm_calls").fetchone()
     if calls != (2 * count // TOGETHER,):
         raise RuntimeError(f"{calls} calls were made for {2 * count} answers")
@@ -283,7 +308,6 @@ def _all(outcomes: Sequence[asking.Outcome], kind: type) -> None:
 PACK = 5  # posts in a call here
 FAULT_SECONDS = 0.8  # that a call takes
 
-_SINCE = "SELECT count(DISTINCT worker) FROM llm_calls WHERE sent_at > to_timestamp(%s)"
 _STATES = "SELECT state, count(*) FROM llm_calls GROUP BY state"
 _SETTLED = "SELECT request_id FROM llm_calls WHERE state = 'answered'"
 _REPEATED = """
@@ -307,20 +331,21 @@ def faults(rig: Rig, posts: int) -> _Found:
                 "processing": settings.processing.model_copy(update={"retry_max_seconds": 2.0}),
             }
         )
-        harness.fill(rig.bootstrap, f"{settings.project}.raw.posts.reddit", posts)
         with _running(settings) as runner:
+            begun = _begun(rig, settings, runner)
+            harness.fill(rig.bootstrap, _raw(settings), posts, begun)
             kills = _kill(settings, runner)
-            _end(runner)
+            _end(settings, runner)
         outcomes = Counter[str]()
         for message in harness.messages(rig.bootstrap, f"{settings.project}.enriched.scores"):
             envelope = orjson.loads(message.value() or b"{}")
             outcomes[envelope["id"]] += envelope["outcome"] == "ok"
         with postgres.connect(settings, readonly=True) as connection:
-            states = dict(connection.execute(_STATES).fetchall())
+            states: dict[str, int] = dict(connection.execute(_STATES).fetchall())
             settled = {name for (name,) in connection.execute(_SETTLED)}
-            (repeated,) = connection.execute(_REPEATED).fetchone() or (0,)
+            repeated = _one(connection, _REPEATED)
     lost = states.get("lost", 0)
-    missing = posts - sum(count == 1 for count in outcomes.values())
+    missing = posts + begun - sum(count == 1 for count in outcomes.values())
     bought = Counter[str]()
     unsettled = 0
     for call in weather.delivered():
@@ -396,20 +421,18 @@ class Weather:
 
 
 def _kill(settings: Settings, runner: subprocess.Popen[bytes]) -> int:
-    """kill -9 to a worker each time that all of them work; how many times."""
+    """kill -9 to a worker each time that all of them work, until the work ends; how many times."""
     draw = random.Random(1)
     killed, since = 0, 0.0
-    while killed < KILLS and runner.poll() is None:
-        time.sleep(0.3)
-        with suppress(psycopg.Error), postgres.connect(settings, readonly=True) as connection:
-            if connection.execute(_SINCE, [since]).fetchone() != (WORKERS,):
+    for _ in _patiently(runner):
+        if killed == KILLS or all(group.caught_up for group in lag.read(settings, [STAGE])):
+            break
+        with postgres.connect(settings, readonly=True) as connection:
+            if _one(connection, _WORKERS, since) < WORKERS:
                 continue
-            pids = workers(runner, STAGE)
-            time.sleep(draw.uniform(0.0, FAULT_SECONDS))
-            with suppress(ProcessLookupError, IndexError):
-                os.kill(draw.choice(pids), signal.SIGKILL)
-                killed += 1
-            since = time.time()
+        time.sleep(draw.uniform(0.0, FAULT_SECONDS))
+        os.kill(draw.choice(workers(runner, STAGE)), signal.SIGKILL)
+        killed, since = killed + 1, time.time()
     return killed
 
 
@@ -418,7 +441,18 @@ def _kill(settings: Settings, runner: subprocess.Popen[bytes]) -> int:
 
 def _asking(settings: Settings, url: str = "http://127.0.0.1:9/v1", **llm: Any) -> Settings:
     told = {"base_url": url, "api_key": SecretStr("nobody's"), **llm}
-    return settings.model_copy(update={"llm": settings.llm.model_copy(update=told)})
+    # Each platform's posts are to be spread over all workers; by default whole topics go together.
+    kafka = settings.kafka.model_copy(update={"client": {"group.remote.assignor": "range"}})
+    return settings.model_copy(update={"llm": settings.llm.model_copy(update=told), "kafka": kafka})
+
+
+def _raw(settings: Settings) -> str:
+    return f"{settings.project}.raw.posts.reddit"
+
+
+def _one(connection: psycopg.Connection, query: str, *parameters: Any) -> Any:
+    row = connection.execute(query.encode(), parameters).fetchone()
+    return row[0] if row else None
 
 
 def _say(*figures: Figure) -> None:
