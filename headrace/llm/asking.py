@@ -140,7 +140,8 @@ class _Past:
     failed    outcomes of a batch that comes back
     repaired  asked for once more with what was wrong
     left_out  how often
-    alone     to be asked for alone, with so much room: a call for more was cut short or refused
+    alone     to be asked for alone, with so much room: a call for more was cut short, refused or
+              too slow
     """
 
     failed: dict[Key, Failed] = field(default_factory=dict)
@@ -433,6 +434,7 @@ class Asker:
                     pause = random.uniform(0.0, 0.1 * error.hold)
                 if error.billed:
                     repeats.add(number)
+                    self._apart(call, call.keys)  # it may be too much for the time it has
                 self._forget(client)
             except BaseException as error:
                 self._ledger.unsent(number, _line(error), down=False)
@@ -546,9 +548,12 @@ class Asker:
         return calls, failed
 
     def _halves(self, call: _Call, keys: Sequence[Key], reason: str) -> list[_Call]:
+        self._apart(call, keys)
+        return call.halves(keys, reason)
+
+    def _apart(self, call: _Call, keys: Sequence[Key]) -> None:
         for key in keys:
             self._past.alone.setdefault(key, call.room)
-        return call.halves(keys, reason)
 
     # -- besides
 

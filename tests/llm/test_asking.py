@@ -552,6 +552,22 @@ def test_what_an_answer_lacked_is_known_to_the_next_ask(desk: Desk, p: Provider)
     assert not any(vars(asker._past).values())
 
 
+def test_what_takes_too_long_together_is_asked_for_alone(
+    desks: Callable[..., Desk], p: Provider
+) -> None:
+    p.judge = lambda call: provider.slow(3.0) if len(call.items) > 1 else None
+    asker = desks(timeout_seconds=2.0).asker()
+    asker._seconds = 1.9
+
+    def whole() -> bool:
+        try:
+            return len(values(asker.ask(packed(), many(3)))) == 3
+        except Retry:
+            return False
+
+    wait_for(whole, timeout=240)
+
+
 def test_why_an_ask_was_in_vain(desks: Callable[..., Desk], p: Provider) -> None:
     asker = desks(requests_per_minute=2).asker()
     asker._seconds = 2.0
