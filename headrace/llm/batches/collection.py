@@ -67,9 +67,16 @@ class Collector:
     def look(self, batch: Any) -> bool:
         """Whether the batch is done, and all of it collected. Raises Pause where it is not with the
         provider that is asked now, and what the client raises."""
-        found = self._found(batch)
-        if isinstance(found, str):
-            self._give_up(batch, found)
+        import openai
+
+        asked = endpoint.named(self._settings).provider
+        if batch.provider != asked:
+            self._give_up(batch, f"it is with {batch.provider}, and {asked} is asked now")
+            return True
+        try:
+            found = self._client.batches.retrieve(batch.batch)
+        except openai.NotFoundError:
+            self._give_up(batch, f"{asked} knows no batch {batch.batch}")
             return True
         self._connection.execute(
             "UPDATE llm_batches SET status = %s WHERE id = %s", [found.status, batch.id]
@@ -77,10 +84,14 @@ class Collector:
         if found.status not in ENDED:
             self._see_to_its_end(batch, found)
             return False
-        if found.output_file_id:
-            self._whole(batch, found, self._collect(batch, found.output_file_id))
-        if found.error_file_id:
-            self._collect(batch, found.error_file_id)
+        try:
+            if found.output_file_id:
+                self._whole(batch, found, self._collect(batch, found.output_file_id))
+            if found.error_file_id:
+                self._collect(batch, found.error_file_id)
+        except openai.NotFoundError:
+            self._give_up(batch, f"{batch.provider} has the files of {batch.batch} no more")
+            return True
         codes, said = _errors(found)
         full = _FULL_CODE in codes
         for row in self._left(batch):
@@ -93,24 +104,11 @@ class Collector:
                 self._remove(name)
         return True
 
-    def _found(self, batch: Any) -> Any:
-        """The provider's batch; why there is none, where somebody has asked to give it up."""
-        import openai
-
-        asked = endpoint.named(self._settings).provider
-        if batch.provider != asked:
-            why = f"it is with {batch.provider}, and {asked} is asked now"
-        else:
-            try:
-                return self._client.batches.retrieve(batch.batch)
-            except openai.NotFoundError:
-                why = f"{asked} knows no batch {batch.batch}"
-        if batch.cancel_at is not None:
-            return why
-        raise Pause(f"llm: {why}; `headrace llm batches cancel {batch.id}` gives it up")
-
     def _give_up(self, batch: Any, why: str) -> None:
-        """What was reserved stays: it may have been answered, and billed."""
+        """Where a person has asked to; what was reserved stays, for it may have been answered, and
+        billed."""
+        if batch.cancel_at is None:
+            raise Pause(f"llm: {why}; `headrace llm batches cancel {batch.id}` gives it up")
         for row in self._left(batch):
             self._again(batch, row, why, billed=True)
         self._connection.execute(_DONE, ["given up", why, batch.id])
@@ -178,7 +176,9 @@ class Collector:
             error = line.get("error") or body.get("error") or {}
             said = " ".join(str(error.get("message") or error.get("code") or "no answer").split())
             # The request itself is to blame: asked directly, the one that is can be found.
-            self._again(batch, row, f"status {status}: {said}"[:300], direct=status in (400, 422))
+            self._again(
+                batch, row, f"status {status}: {said}"[:300], direct=status in (400, 413, 422)
+            )
             return
         try:
             text = body["choices"][0]["message"]["content"]

@@ -42,25 +42,33 @@ SELECT DISTINCT r.stage FROM llm_requests r WHERE r.state IN ('over', 'direct')
 # A record that its store has not read yet is waited for: nothing could be read of it. So is one
 # whose last redo the store has not seen the outcome of: it would be left out as queued already.
 _RECORDS = """
-SELECT r.id, array_agg(DISTINCT ARRAY[i.alone, i.record_id]) FILTER (WHERE i.key IS NOT NULL),
-       bool_and(i.key IS NULL OR EXISTS (SELECT FROM records s WHERE s.id = i.record_id)
-         AND NOT EXISTS (SELECT FROM redo d WHERE d."group" = r.stage
-                         AND d.record_id = i.record_id AND d.state = 'queued'))
-FROM llm_requests r LEFT JOIN llm_request_items i ON i.request = r.id
-WHERE r.stage = %s AND r.state IN ('over', 'direct') GROUP BY r.id ORDER BY r.id LIMIT 1000
-OFFSET %s
+SELECT i.key, i.record_id, i.alone
+FROM llm_requests r JOIN llm_request_items i ON i.request = r.id AND NOT i.queued
+WHERE r.stage = %s AND r.state IN ('over', 'direct')
+  AND EXISTS (SELECT FROM records s WHERE s.id = i.record_id)
+  AND NOT EXISTS (SELECT FROM redo d WHERE d."group" = r.stage AND d.record_id = i.record_id
+                  AND d.state = 'queued')
+ORDER BY i.record_id, i.alone LIMIT 10000
 """
+_QUEUED = "UPDATE llm_request_items SET queued = true WHERE key = ANY(%s::bytea[])"
 _GONE = """
 WITH gone AS (
-  DELETE FROM llm_requests WHERE id = ANY(%(ids)s) AND state = 'over' RETURNING id
+  DELETE FROM llm_requests r WHERE r.stage = %s AND r.state IN ('over', 'direct')
+    AND NOT EXISTS (SELECT FROM llm_request_items i WHERE i.request = r.id AND (NOT i.queued
+      OR r.state = 'direct' AND NOT EXISTS (SELECT FROM llm_answers a WHERE a.key = i.key)))
+  RETURNING id
 )
 DELETE FROM llm_request_items i USING gone WHERE i.request = gone.id
 """
-_DIRECT = "UPDATE llm_requests SET state = 'queued' WHERE id = ANY(%(ids)s) AND state = 'direct'"
+_DIRECT = """
+UPDATE llm_requests r SET state = 'queued' WHERE r.stage = %s AND r.state = 'direct'
+  AND NOT EXISTS (SELECT FROM llm_request_items i WHERE i.request = r.id AND NOT i.queued)
+"""
 # What is never asked for again in the same words leaves its request behind.
 _SWEEP = """
 WITH gone AS (
-  DELETE FROM llm_requests WHERE state = 'queued' AND made_at < now() - interval '30 days'
+  DELETE FROM llm_requests
+  WHERE state IN ('over', 'queued') AND made_at < now() - interval '30 days'
   RETURNING id
 )
 DELETE FROM llm_request_items i USING gone WHERE i.request = gone.id
@@ -188,24 +196,18 @@ class Courier:
                 self._say(f"{stage}: what came back is not queued yet: {error}")
 
     def _redo_of(self, connection: psycopg.Connection, stage: str) -> None:
-        skipped = 0
-        while rows := connection.execute(_RECORDS, [stage, skipped]).fetchall():
-            taken: dict[str, str] = {}  # a record, and which parts of it alone
-            ready = []
-            for name, found, free in rows:
-                asked = [(record, alone) for alone, record in found or ()]
-                # A record is queued once at a time.
-                if free and all(taken.get(record, alone) == alone for record, alone in asked):
-                    taken.update(asked)
-                    ready.append(name)
-            skipped += len(rows) - len(ready)
+        while rows := connection.execute(_RECORDS, [stage]).fetchall():
+            taken: dict[str, str] = {}  # a record, and which parts of it alone: once at a time
+            for _, record, alone in rows:
+                taken.setdefault(record, alone)
             for alone in sorted(set(taken.values())):
-                records = sorted(record for record, parts in taken.items() if parts == alone)
+                records = [record for record, parts in taken.items() if parts == alone]
                 self._queue(stage, records, alone.split(",") if alone else ())
-            names = {"ids": ready}
-            with connection.transaction():
-                connection.execute(_GONE, names)
-                connection.execute(_DIRECT, names)
+            keys = [key for key, record, alone in rows if taken[record] == alone]
+            connection.execute(_QUEUED, [keys])
+        with connection.transaction():
+            connection.execute(_GONE, [stage])
+            connection.execute(_DIRECT, [stage])
 
     def _send_again(self, stage: str, records: Sequence[str], parts: Sequence[str]) -> None:
         group = self._topology.group(stage)
@@ -285,8 +287,13 @@ WHERE r.batch = %s AND r.state IN ('waiting', 'direct', 'queued') AND r.body IS 
 GROUP BY r.id HAVING count(*) = (r.task ->> 'items')::integer ORDER BY r.id
 """
 _ANEW = """
-UPDATE llm_requests SET state = 'waiting', round = 0, urgent = true, error = NULL
-WHERE id = %s AND state IN ('waiting', 'direct', 'queued')
+WITH anew AS (
+  UPDATE llm_requests SET state = 'waiting', round = 0, urgent = true, error = NULL
+  WHERE id = %s AND state IN ('waiting', 'direct', 'queued') RETURNING id
+), back AS (
+  UPDATE llm_request_items i SET queued = false FROM anew WHERE i.request = anew.id
+)
+SELECT FROM anew
 """
 
 

@@ -83,7 +83,7 @@ WITH held AS (
       %(records)s::text[], %(sets)s::int[], %(parts)s::text[], %(alone)s::text[])
     AS i (key, request, place, record_id, number, part, alone)
   ON CONFLICT (key) DO UPDATE SET request = excluded.request, place = excluded.place,
-    alone = excluded.alone
+    alone = excluded.alone, queued = false
 )
 UPDATE llm_claims c SET owner = %(owner)s, until = 'infinity', call = NULL FROM whole
 WHERE c.key = ANY(%(keys)s::bytea[]) RETURNING c.key

@@ -67,7 +67,8 @@ CREATE TABLE llm_request_items (
   record_id text COLLATE "C" NOT NULL,
   "set" integer NOT NULL,
   part text NOT NULL,
-  alone text NOT NULL DEFAULT ''
+  alone text NOT NULL DEFAULT '',
+  queued boolean NOT NULL DEFAULT false
 );
 CREATE INDEX llm_request_items_request ON llm_request_items (request, place);
 CREATE INDEX llm_request_items_record ON llm_request_items (record_id);
@@ -95,6 +96,7 @@ COMMENTS: dict[str, str] = {
     "llm_requests.urgent": "It is not to wait until its batch is full or old enough",
     "llm_requests.call": "Its row in llm_calls, once its cost is reserved",
     "llm_request_items": "What each request asks for",
+    "llm_request_items.queued": "Its record is on the redo topic",
     "llm_request_items.alone": "Names of the parts that alone are asked for; none: the whole",
 }
 
