@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers.personas.making import AGES, Body, Call, Draft, Entry
+from headrace.config import Settings
+from headrace.llm import endpoint
 
 PERSONA_TOKENS = 260  # of an answer, by estimate
 PROFILE_TOKENS = 200
 _LEAST = 2  # characters of a text
+_SLOWLY = 5  # personas that the embedded model writes in one call in time, even beside others
 
 _FACTS = ("name", "description", "posts", "authors", "comments", "first_at", "last_at")
 _MADE = ("name", "age_range", "occupation", "interests")
@@ -105,6 +108,17 @@ def schema(call: Call, posts: Sequence[Body], limits: Limits) -> dict[str, Any]:
             (call.count, call.count),
         )
     return limits.object(properties)
+
+
+def together(settings: Settings) -> int:
+    """Personas in one call."""
+    own = settings.personas.together
+    return min(own, _SLOWLY) if endpoint.named(settings).embedded else own
+
+
+def wanted(settings: Settings) -> Limits:
+    """What is sent."""
+    return Limits(exact=True, brief=endpoint.named(settings).embedded)
 
 
 def tokens(call: Call) -> int:

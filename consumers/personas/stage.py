@@ -18,7 +18,7 @@ from consumers.personas.making import Body, Call, Draft, Pair, Plan
 from headrace.config import Settings
 from headrace.errors import Retry
 from headrace.graph import persona_id
-from headrace.llm import asking, endpoint, prompts
+from headrace.llm import asking, prompts
 from headrace.llm.asking import Asker
 from headrace.llm.ledger import Order
 from headrace.llm.prompts import Prompt
@@ -39,7 +39,7 @@ def build(context: Context) -> Process:
 
 def calls(settings: Settings) -> int:
     """Of one community: each follows from the one before. An estimate goes by it."""
-    return -(-settings.personas.count // settings.personas.together)
+    return -(-settings.personas.count // asked.together(settings))
 
 
 class Personas:
@@ -52,9 +52,9 @@ class Personas:
         watch: watching.Watch | None = None,
     ) -> None:
         own = settings.personas
-        self._plan = Plan(own.count, own.together, own.similarity, own.again)
+        self._plan = Plan(own.count, asked.together(settings), own.similarity, own.again)
         self._posts = own.posts
-        self._wanted = asked.Limits(exact=True, brief=endpoint.named(settings).embedded)
+        self._wanted = asked.wanted(settings)
         self._asker = asker
         self._prompt = prompt
         self._model = model

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from consumers.personas import lines, making
+from consumers.personas import asked, lines, making
 from consumers.personas.lines import Standing
 from consumers.personas.making import Call, Draft
 from headrace.config import Settings
@@ -54,7 +54,7 @@ WITH communities AS (
   FROM communities c
   LEFT JOIN forced f ON f.record_id = c.id
   JOIN llm_answers a ON a.record_id = c.id AND a.stage = %(stage)s
-  WHERE a."set" = coalesce(f.number, 1) AND a.prompt = %(prompt)s AND a.version = %(version)s
+  WHERE a."set" = coalesce(f.number, 1) AND a.prompt = %(prompt)s
 )
 """
 
@@ -125,9 +125,8 @@ def parameters(settings: Settings) -> dict[str, Any]:
     return {
         "stage": STAGE,
         "prompt": prompt.name,
-        "version": prompt.version,
         "count": settings.personas.count,
-        "together": settings.personas.together,
+        "together": asked.together(settings),
     }
 
 

@@ -98,7 +98,8 @@ def community(posts: int = 3, **more: Any) -> Record:
 
 
 def stage(asker: Any, model: Kinds | None = None, **own: Any) -> Personas:
-    settings = Settings.model_validate({"personas": own})
+    llm = {"base_url": "http://127.0.0.1:1/v1"}
+    settings = Settings.model_validate({"personas": own, "llm": llm})
     prompt = prompts.load("consumers.personas", "personas")
     return Personas(settings, asker, prompt, model or Kinds())
 
@@ -266,6 +267,16 @@ def test_a_call_that_fails_or_is_put_off_decides() -> None:
         "dead",
         "3 answers in a row held no whole persona",
     )
+
+
+def test_the_embedded_model_is_asked_for_less() -> None:
+    from consumers.personas import asked
+    from consumers.personas.stage import calls
+
+    embedded = Settings()
+    other = Settings.model_validate({"llm": {"api_key": "nobody's"}})
+    assert (calls(other), calls(embedded)) == (5, 10)
+    assert not asked.wanted(other).brief and asked.wanted(embedded).brief
 
 
 def test_an_answer_may_name_no_other_post() -> None:
