@@ -146,7 +146,8 @@ def told(found: Estimate, settings: Settings) -> list[str]:
     if each is None:
         return ["nothing is known of a record yet: no call was made, and none is stored"]
     inputs, outputs = found.tokens
-    lines = [f"{found.calls:,} calls, {inputs:,} tokens in, {outputs:,} out"]
+    calls = "1 call" if found.calls == 1 else f"{found.calls:,} calls"
+    lines = [f"{calls}, {inputs:,} tokens in, {outputs:,} out"]
     if endpoint.named(settings).embedded:
         lines.append(f"free with {found.model}, the embedded model: its content is for trying out")
     elif found.cost is None or found.batch_cost is None:
