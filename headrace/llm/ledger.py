@@ -63,7 +63,7 @@ _UNSENT = (
 )
 _KEPT = """
 SELECT DISTINCT ON (part) part, answer, model FROM llm_answers
-WHERE record_id = %s AND stage = %s AND "set" = %s AND prompt = %s AND version = %s
+WHERE record_id = %s AND stage = %s AND "set" = %s AND prompt = %s
 ORDER BY part, at DESC, call DESC
 """
 _ORDER = """
@@ -193,14 +193,14 @@ class Ledger:
         return {bytes(row["key"]): row["answer"] for row in rows}
 
     def kept(self, record: str, set: int, prompt: Prompted) -> dict[str, Any]:
-        """By part what this version of a prompt was answered for a set of a record, whatever was
-        asked: the newest of each."""
-        asked = [record, self.stage, set, prompt.name, prompt.version]
+        """By part what a prompt was answered for a set of a record, whatever was asked and by
+        whichever version: the newest of each. Only another set is made anew."""
+        asked = [record, self.stage, set, prompt.name]
         return {row["part"]: row["answer"] for row in self._ask(_KEPT, asked)}
 
     def models(self, record: str, set: int, prompt: Prompted) -> list[str]:
         """Who gave the answers of `kept`."""
-        asked = [record, self.stage, set, prompt.name, prompt.version]
+        asked = [record, self.stage, set, prompt.name]
         return sorted({row["model"] for row in self._ask(_KEPT, asked)})
 
     def order(self, record: str) -> Order:

@@ -209,16 +209,16 @@ def test_answers_of_a_deleted_record_are_not_kept(books: Books) -> None:
         ]
 
 
-def test_an_older_prompts_answers_are_not_those_of_a_newer_one(books: Books) -> None:
+def test_a_set_goes_on_with_whichever_version_of_its_prompt(books: Books) -> None:
     ledger = books.ledger()
-    for name, version, part in (("p", 1, "x"), ("p", 2, "x"), ("p", 2, "y"), ("q", 2, "x")):
+    for name, version, part in (("p", 1, "x"), ("p", 2, "y"), ("p", 1, "y"), ("q", 2, "x")):
         item = (key_of(f"{name}{version}{part}"), "community:reddit:a", 1, part)
         ledger.claim([item])
         call = admitted(ledger.admit(plan([item], prompt=name, version=version)))
         ledger.settle(call, reply(), {item[0]: {"said": f"{name}{version}{part}"}})
     assert ledger.kept("community:reddit:a", 1, Named("p", 2)) == {
-        "x": {"said": "p2x"},
-        "y": {"said": "p2y"},
+        "x": {"said": "p1x"},
+        "y": {"said": "p1y"},
     }
     assert ledger.kept("community:reddit:a", 2, Named("p", 2)) == {}
     assert ledger.kept("community:reddit:b", 1, Named("p", 2)) == {}

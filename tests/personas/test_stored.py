@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Made:
         self.offset = 0
         self.offsets: dict[str, int] = {}  # of each community's newest revision
         self.stops = False
+        self.newer = 0  # versions that the prompt is newer by
 
     def community(self, slug: str, posts: int = 3) -> Record:
         best = [
@@ -86,6 +88,7 @@ class Made:
     def stage(self, worker: str = "w-0") -> Personas:
         context = Context(self.settings, "personas", {}, worker, lambda: self.stops, lambda: 1)
         prompt = prompts.load("consumers.personas", "personas")
+        prompt = replace(prompt, version=prompt.version + self.newer)
         watch = watching.Watch(context)
         return Personas(self.settings, asking.open(context), prompt, Kinds(), watch)
 
@@ -203,6 +206,16 @@ def test_whoever_follows_is_told_the_same(made: Made) -> None:
         assert "[Community 2/2] r/cooking" in list(follower.news())
         assert list(follower.news()) == []
         assert watching.standing(connection, made.settings)[1] is True
+
+
+def test_a_newer_prompt_leaves_a_set_to_whom_it_was_made_of(made: Made) -> None:
+    record = made.community("apple")
+    first = made.make(record)
+    made.newer = 1
+    made.community("apple")
+    assert made.make(record) == {**first, "changed": True}
+    assert len(made.served.calls) == CALLS
+    assert made.say("progress").startswith(f"Progress: {COUNT}/{COUNT} personas · 5 of 5 calls")
 
 
 def test_what_people_decide_survives_a_new_set(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
