@@ -226,7 +226,7 @@ class Asker:
         return bool(self._ledger.answers([self.key(task, item)]))
 
     def kept(self, record: str, set: int, prompt: Prompt) -> dict[str, dict[str, Any]]:
-        """Answers by part of a record's set by this version of a prompt, whatever was asked."""
+        """Answers by part of a record's set by any version of a prompt, whatever was asked."""
         return self._ledger.kept(record, set, prompt)
 
     def models(self, record: str, set: int, prompt: Prompt) -> list[str]:
