@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,15 @@ class Whole:
                 row = connection.execute(query.encode()).fetchone()
                 return int(row[0]) if row else 0
 
+            def reached(answers: int) -> bool:
+                return one(_ANSWERS) >= answers
+
             began = time.monotonic()
             stack.enter_context(started(settings, output, "postgres"))
             _until(lambda: one(_COMMUNITIES) == len(self.files))
             for answers, seconds in kills:
                 with started(settings, output, "personas", "--now"):
-                    _until(lambda n=answers: one(_ANSWERS) >= n)
+                    _until(partial(reached, answers))
                     time.sleep(seconds)
             for _ in range(workers):
                 stack.enter_context(started(settings, output, "personas", "--now"))
