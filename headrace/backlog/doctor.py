@@ -503,7 +503,7 @@ def _graph(connection: psycopg.Connection) -> Iterator[Finding]:
 
 
 _EMBEDDED = """
-SELECT stage, sum(items)::bigint FROM llm_calls
+SELECT stage, count(*) FROM llm_calls
 WHERE provider = 'embedded' AND transport = 'direct' AND state = 'answered' GROUP BY 1 ORDER BY 1
 """
 
@@ -528,7 +528,7 @@ def _asking(connection: psycopg.Connection, settings: Settings) -> Iterator[Find
     for stage, count in connection.execute(_EMBEDDED).fetchall():
         yield Finding(
             "llm",
-            f"{stage}: {count:,} answers are the embedded model's, for trying out",
+            f"{stage}: the embedded model answered {count:,} calls; what it says is for trying out",
             "set llm.base_url or llm.api_key for real ones (docs/llm.md)",
             level="note",
         )

@@ -151,8 +151,8 @@ def read(row: Mapping[str, Any], settings: Settings, stage: str, provider: str) 
     if kind == "taken":
         raise Taken
     if kind in ("day", "session"):
-        budget = llm.daily_budget if kind == "day" else llm.max_cost
-        raise Spent(refusal(kind, row["used"], _usd(budget) or Decimal(0), settings))
+        budget = _usd(llm.daily_budget if kind == "day" else llm.max_cost) or Decimal(0)
+        raise Spent(refusal(kind, row["used"], budget, Decimal(row["note"]), settings))
     seconds = float(row["seconds"])
     if kind == "open":
         said = f", the last with: {row['note']}" if row["note"] else ""
@@ -183,14 +183,19 @@ def read(row: Mapping[str, Any], settings: Settings, stage: str, provider: str) 
     return Wait(min(seconds + 0.001, WAIT), why)
 
 
-def refusal(scope: str, spent: Decimal, budget: Decimal, settings: Settings) -> str:
-    """Why a group pauses, in one line."""
-    if scope == "session":
-        return f"budget: {usd(spent)} of {usd(budget)} spent in this session; raise --max-cost"
-    return (
-        f"budget: {usd(spent)} of {usd(budget)} spent today; goes on tomorrow 00:00"
-        f" {settings.scheduler.zone}, or started again with a higher llm.daily_budget"
-    )
+def refusal(
+    scope: str, spent: Decimal, budget: Decimal, more: Decimal | None, settings: Settings
+) -> str:
+    """Why a group pauses, in one line. `more`: what the call might have cost."""
+    when, do = "in this session", "raise --max-cost"
+    if scope == "day":
+        when = "today"
+        do = (
+            f"goes on tomorrow 00:00 {settings.scheduler.zone}, or started again with a higher"
+            " llm.daily_budget"
+        )
+    call = f", and the next call may cost {usd(more)}" if more else ""
+    return f"budget: {usd(spent)} of {usd(budget)} spent {when}{call}; {do}"
 
 
 def usd(value: Decimal | float) -> str:

@@ -152,7 +152,7 @@ def _lines(found: Standing, settings: Settings, total: Sum | None) -> list[tuple
     lines.append(("Limits", used + (f" ({groups})" if groups else "")))
     if found.waiting and found.last_turn is not None:
         last = span((found.last_turn - found.now).total_seconds())
-        lines.append(("Waiting", f"{found.waiting:,} calls, the last for {last}"))
+        lines.append(("Waiting", f"{found.waiting:,} calls, the last one's turn is in {last}"))
     if found.hold_until is not None:
         left = span((found.hold_until - found.now).total_seconds())
         lines.append(("Hold", f"{found.provider} asks for no call for another {left}"))

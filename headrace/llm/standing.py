@@ -45,7 +45,7 @@ SELECT g.stage,
 FROM unnest(%s::text[]) AS g (stage)
 """
 _REFUSED = """
-SELECT stage, scope, spent, budget, reason, at FROM llm_refusals
+SELECT stage, scope, spent, budget, more, reason, at FROM llm_refusals
 WHERE until IS NULL OR until > now() ORDER BY stage
 """
 
@@ -158,7 +158,7 @@ def refused(connection: psycopg.Connection, settings: Settings) -> dict[str, Ref
     for row in cursor.execute(_REFUSED):
         budget = row["reason"] is None
         reason = row["reason"] or admission.refusal(
-            row["scope"], row["spent"], row["budget"], settings
+            row["scope"], row["spent"], row["budget"], row["more"], settings
         )
         found[row["stage"]] = Refused(reason, budget, row["at"])
     return found

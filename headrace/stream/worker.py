@@ -251,7 +251,9 @@ def _serve(
         except Retry as retry:
             say("retrying", str(retry))
             waited = time.monotonic()
-            log.warning("the stage asks to wait", again_in=f"{retry.after:g} s", reason=str(retry))
+            if not place.stopping():
+                again_in = f"{retry.after:.1f} s"
+                log.warning("the stage asks to wait", again_in=again_in, reason=str(retry))
             loop.rest(retry.after)
         except Pause as wait:
             state, reason = place.metrics.state

@@ -273,11 +273,14 @@ def test_a_budget_is_kept_to_the_cent_however_many_reserve_at_once(books: Books,
     assert books.balanced()
     if flag == "llm__daily_budget":
         wanted = (
-            "budget: $1.00 of $1.05 spent today; goes on tomorrow 00:00 UTC, or started again with"
-            " a higher llm.daily_budget"
+            "budget: $1.00 of $1.05 spent today, and the next call may cost $0.10; goes on"
+            " tomorrow 00:00 UTC, or started again with a higher llm.daily_budget"
         )
     else:
-        wanted = "budget: $1.00 of $1.05 spent in this session; raise --max-cost"
+        wanted = (
+            "budget: $1.00 of $1.05 spent in this session, and the next call may cost $0.10; raise"
+            " --max-cost"
+        )
     assert set(told) == {wanted}
     assert books.sql("SELECT count(*), max(spent) FROM llm_refusals") == [(6, Decimal("1.00"))]
 

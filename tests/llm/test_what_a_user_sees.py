@@ -87,8 +87,8 @@ SITUATIONS = {
         url=lambda url: url.replace("http:", "https:"),
     ),
     "over budget": Situation(
-        "budget: $0.00 of $0.000010 spent today; goes on tomorrow 00:00 UTC, or started again with"
-        " a higher llm.daily_budget",
+        "budget: $0.00 of $0.000010 spent today, and the next call may cost $0.00097; goes on"
+        " tomorrow 00:00 UTC, or started again with a higher llm.daily_budget",
         {"daily_budget": 0.00001},
         budget=True,
     ),

@@ -115,7 +115,8 @@ CREATE TABLE llm_refusals (
   budget numeric NOT NULL DEFAULT 0,
   until timestamptz,
   at timestamptz NOT NULL,
-  reason text
+  reason text,
+  more numeric
 ) WITH (fillfactor = 20);
 """
 
@@ -243,10 +244,13 @@ BEGIN
   END IF;
   IF kind IS NOT NULL THEN
     DELETE FROM llm_turns t WHERE t.ticket = v_ticket;
-    INSERT INTO llm_refusals AS r VALUES
-      (p_stage, kind, used, CASE kind WHEN 'day' THEN p_daily ELSE p_max END, until, v_now)
+    note := v_cost;
+    INSERT INTO llm_refusals AS r (stage, scope, spent, budget, until, at, more)
+    VALUES (p_stage, kind, used, CASE kind WHEN 'day' THEN p_daily ELSE p_max END, until, v_now,
+      v_cost)
     ON CONFLICT (stage) DO UPDATE SET scope = excluded.scope, spent = excluded.spent,
-      budget = excluded.budget, until = excluded.until, at = excluded.at, reason = NULL;
+      budget = excluded.budget, until = excluded.until, at = excluded.at, reason = NULL,
+      more = excluded.more;
     RETURN;
   END IF;
 
@@ -494,6 +498,7 @@ COMMENTS: dict[str, str] = {
     "llm_turns.shared": "It waits for its group's own share, and holds up no other group",
     "llm_spent": "USD by day and by session, reserved ones included: what budgets go by",
     "llm_refusals": "Groups that wait: a budget is spent, or a call brought nothing",
+    "llm_refusals.more": "USD that the call might have cost",
     "llm_refusals.reason": "Of those that no budget holds back: what is wrong, in one line",
 }
 
