@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 import click
+import psycopg
 
 from headrace import log, platforms
 from headrace.config import Mode, Settings
 from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.scheduling import units
-from headrace.stores import weaviate
+from headrace.stores import postgres, weaviate
 from headrace.stream import signals
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin
@@ -90,11 +91,29 @@ def run(
         shown = ", ".join(f"{n:,} {name}" for name, n in numbers.items())
         shown = "done" if shown == "1 runs" else shown  # a job's
         click.echo(f"  {short}: {shown or 'nothing to do'}")
+    for name, requests in _in_batches(settings, report.counts).items():
+        click.echo(f"  {name}: {requests}; a `headrace llm batches run` carries them on")
     for name, reason in report.waiting.items():
         click.echo(f"waiting: {name}: {reason}")
     if until_caught_up and report.code == Exit.DONE:
         click.echo(f"caught up in {report.seconds:.1f} s{_but_for(said)}")
     return report.code
+
+
+def _in_batches(
+    settings: Settings, counts: Mapping[str, Mapping[str, int]]
+) -> Mapping[str, object]:
+    """By group, what was put off until the provider of a language model has answered."""
+    from headrace.llm import standing
+
+    deferred = [group for group, counted in counts.items() if counted.get("deferred")]
+    if not deferred:
+        return {}
+    try:
+        with postgres.connect(settings, readonly=True) as connection:
+            return standing.in_flight(connection, deferred)
+    except (HeadraceError, psycopg.Error):
+        return {}
 
 
 @click.command()

@@ -16,6 +16,7 @@ from llmock.routers import batch as simulated
 
 from headrace.errors import HeadraceError
 from headrace.forget import tables
+from headrace.llm import estimates
 from headrace.llm.asking import Answered, Deferred, Failed, Item
 from headrace.llm.batches import commands
 from headrace.llm.batches import courier as couriers
@@ -44,12 +45,15 @@ class Office:
         made = desk.many(count, self._numbers)
         self._numbers += count
         for item in made:
-            self.desk.sql(
-                "INSERT INTO records (id, kind, platform_id, topic, topic_id, partition,"
-                " \"offset\", appended) VALUES (%s, 'post', 1, 't', 'i', 0, %s, 0)",
-                [item.record, int(item.record.rpartition("r")[2])],
-            )
+            self.store(int(item.record.rpartition("r")[2]))
         return made
+
+    def store(self, number: int) -> None:
+        self.desk.sql(
+            "INSERT INTO records (id, kind, platform_id, topic, topic_id, partition,"
+            " \"offset\", appended) VALUES (%s, 'post', 1, 't', 'i', 0, %s, 0)",
+            [f"post:reddit:r{number}", number],
+        )
 
     def ask(self, items: Sequence[Item], pack: int = 2) -> list[Any]:
         """As a worker does that was started just now."""
@@ -202,10 +206,7 @@ def test_a_request_that_is_refused_is_asked_directly_and_its_item_found(
 ) -> None:
     here = office()
     items = [*here.items(2), *desk.items("poison", start=900)]
-    here.desk.sql(
-        "INSERT INTO records (id, kind, platform_id, topic, topic_id, partition,"
-        " \"offset\", appended) VALUES ('post:reddit:r900', 'post', 1, 't', 'i', 0, 900, 0)"
-    )
+    here.store(900)
     here.provider.judge = lambda call: provider.status(400) if "poison" in call.text else None
     here.ask(items, pack=3)
     here.carry(2)
@@ -340,8 +341,8 @@ def test_a_forgotten_record_leaves_the_others_of_its_request_alone(
 def test_a_record_that_is_queued_still_is_queued_once_more(office: Callable[..., Office]) -> None:
     """Its message may have been read before there was an answer."""
     here = office()
-    items = here.items(2)
-    here.ask(items)
+    items = [*here.items(2), *desk.items("not stored yet", start=800)]
+    here.ask(items, pack=3)
     here.desk.sql(
         "INSERT INTO redo (\"group\", record_id, reason, state) VALUES (%s, %s, 'asked', 'queued')",
         [desk.STAGE, items[0].record],
@@ -351,7 +352,29 @@ def test_a_record_that_is_queued_still_is_queued_once_more(office: Callable[...,
     here.desk.sql("DELETE FROM redo")
     here.carry()
     assert here.again == [items[1].record, items[0].record]
+    here.store(800)
+    here.carry()
+    assert here.again == [items[1].record, items[0].record, items[2].record]
     assert here.states() == {}
+
+
+def test_an_estimate_goes_by_the_way_that_is_asked(office: Callable[..., Office]) -> None:
+    def lines(**llm: Any) -> list[str]:
+        settings = office(**llm).desk.settings
+        group = topology.load(settings).group("scores")
+        each = estimates.Each(0.05, 100.0, 20.0, 1.0, 40, by_ledger=False)
+        batches = estimates._batches(settings, group, 60)
+        found = estimates.Estimate("scores", "m", 0, 60, each, 0.004, 0.002, 9.0, batches)
+        return estimates.told(found, settings)
+
+    assert lines()[1:3] == [
+        "$0.0020 with m by batches; $0.0040 directly",
+        "answered within 1 day of being sent",
+    ]
+    for direct in ({"transport": {}}, {"transport": {"scores": "auto"}}):
+        said = lines(**direct)
+        assert said[1:3] == ["$0.0040 with m; $0.0020 by batches", "9 s at the least"]
+    assert lines(transport={"scores": "auto"}, auto_from=50) == lines()
 
 
 def test_what_nobody_asks_for_any_more_is_not_sent(office: Callable[..., Office]) -> None:
