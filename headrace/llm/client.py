@@ -197,7 +197,8 @@ class Client:
         if type(cause).__name__ in _UNREACHED:
             return Passing(f"{self.where} cannot be reached: {_SYSTEM.sub('', said)}")
         if isinstance(error, openai.APITimeoutError):
-            return Passing(f"{self.where} gave no answer within {seconds:.0f} s", billed=True)
+            said = f"within {seconds:.0f} s (llm.timeout_seconds)"
+            return Passing(f"{self.where} gave no answer {said}", billed=True)
         return Passing(f"{self.where} ended the connection: {said}", billed=True)
 
     def _sorted(self, error: openai.APIStatusError) -> Exception:
