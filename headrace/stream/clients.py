@@ -45,6 +45,9 @@ _CLASSIC_ONLY = (
     "heartbeat.interval.ms",
     "partition.assignment.strategy",
 )
+# The broker's own default gives a member whole topics: of the posts of one platform, most workers
+# would get none. By range every topic is spread over all of them.
+_ASSIGNOR = {"group.remote.assignor": "range"}
 _AWAY = frozenset(
     {
         KafkaError._TIMED_OUT,
@@ -188,8 +191,9 @@ def consumer_conf(settings: Settings, group: str, **over: Any) -> dict[str, Any]
         "fetch.queue.backoff.ms": 20,
         "queued.max.messages.kbytes": 8_192,
     }
-    conf = conf | dict(kafka.client) | over
+    conf = conf | _ASSIGNOR | dict(kafka.client) | over
     if conf["group.protocol"] == "classic":
+        del conf["group.remote.assignor"]
         conf.setdefault("session.timeout.ms", kafka.session_timeout_ms)
         conf["max.poll.interval.ms"] = max(conf["max.poll.interval.ms"], conf["session.timeout.ms"])
     else:  # KIP-848 leaves these to the broker and refuses them here

@@ -1,7 +1,7 @@
 """A group's member by itself: where it stands after a batch that could not be committed."""
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -14,9 +14,13 @@ from tests.world import World, wait_for
 
 
 @pytest.fixture(params=["consumer", "classic"])
-def world(request, worlds) -> World:
-    flags = {"kafka.group_protocol": request.param}
-    return worlds(change=groups(words={}), flags=flags, platforms=("reddit",), partitions=1)
+def protocol(request) -> dict[str, str]:
+    return {"kafka.group_protocol": request.param}
+
+
+@pytest.fixture
+def world(protocol, worlds) -> World:
+    return worlds(change=groups(words={}), flags=protocol, platforms=("reddit",), partitions=1)
 
 
 @pytest.fixture
@@ -77,3 +81,29 @@ def test_nobody_goes_on_behind_a_poll_that_failed(world, source, monkeypatch):
     monkeypatch.setattr(source, "_consumer", Failing(source._consumer))
     with pytest.raises(RuntimeError, match="poll failed"):
         wait_for(source.take)
+
+
+def test_every_member_has_a_part_of_every_topic(protocol, worlds):
+    """So that all of them work where one platform alone has anything to do."""
+    platforms = ("reddit", "twitter")
+    world = worlds(change=groups(words={}), flags=protocol, platforms=platforms, partitions=2)
+    world.apply()
+    group, batch = world.topology.group("words"), Batch(records=1000, bytes=2**20, milliseconds=100)
+    raw = {world.topology.topic(f"raw.posts.{platform}").name for platform in platforms}
+    with ExitStack() as opened:
+        members = [
+            opened.enter_context(
+                closing(Source(world.settings, group.name, group.reads, batch, world.admin))
+            )
+            for _ in range(2)
+        ]
+        for member in members:
+            member.open()
+
+        def spread() -> bool:
+            for member in members:
+                member.take()
+            held = [[topic for topic, _ in member.assigned() if topic in raw] for member in members]
+            return all(sorted(topics) == sorted(raw) for topics in held)
+
+        wait_for(spread, message=lambda: str([member.assigned() for member in members]))
