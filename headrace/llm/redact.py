@@ -94,7 +94,7 @@ def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
         said = sorted({name for name in tidied if name}, key=len)
         own = "|".join(r"\s+".join(map(re.escape, name.split(" "))) for name in reversed(said))
         parts = [("kept", "|".join(_KEPT))]
-        parts += [("name", rf"(?<!\w)(?:{own})(?!\w|{_LOCAL}*{_AT})")] if own else []
+        parts += [("name", rf"(?<!\w)(?:{own})(?!\w|{_LOCAL}{{0,64}}{_AT})")] if own else []
         parts += list(_KINDS.items())
         pattern = "|".join(f"(?P<{kind}>{part})" for kind, part in parts)
         found = _patterns[names] = re.compile(pattern, re.IGNORECASE)
