@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from headrace.redo import choosing
 from headrace.redo.messages import Maker
 from headrace.stream.wire import Lineage, Position, Revision
 from tests.stores.conftest import Database, database, databases, embedded, shared_database
@@ -116,3 +117,34 @@ def test_a_letter_of_a_part_comes_back_as_that_part(database: Database) -> None:
     database.write([database.outcome("a", 7, "scores", result=found, parts=("novelty",))])
     assert database.sql("SELECT result FROM outcomes") == [(result | found,)]
     assert database.sql("SELECT state FROM letters") == [("done",)]
+
+
+def test_a_part_is_asked_for_where_it_is_missing_and_not_to_come(database: Database) -> None:
+    lacking, whole = {"relevance": 1}, {"relevance": 1, "novelty": 2}
+    natives = ("first", "queued", "sent", "dead", "has", "dropped", "gone", "second")
+    for place, native in enumerate(natives):
+        result = whole if native == "has" else lacking
+        kind = "drop" if native == "dropped" else "ok"
+        database.write([database.raw(native, place)])
+        database.write([database.outcome(native, place, "scores", kind, result=result)])
+    database.write([database.raw("gone", 20, deleted=True)])
+    database.sql(
+        'INSERT INTO redo ("group", record_id, state, parts)'
+        " VALUES ('scores', 'post:reddit:queued', 'queued', 'novelty')"
+    )
+    database.sql(
+        "WITH made AS (INSERT INTO llm_requests (id, stage, provider, model, task, bytes,"
+        " input_tokens, output_tokens) SELECT gen_random_uuid(), 'scores', 'p', 'm', '{}', 1, 1, 1"
+        " RETURNING id) INSERT INTO llm_request_items"
+        " SELECT 'key', id, 0, 'post:reddit:sent', 1, 'novelty', 'novelty' FROM made"
+    )
+    database.sql(
+        'INSERT INTO dead_letters ("group", record_key, topic, partition, "offset", reason, at,'
+        " headers) SELECT 'scores', id, topic, partition, \"offset\", 'no', now(),"
+        " '{\"hr\": \"r;r;0;1;novelty;t\"}' FROM records WHERE id = 'post:reddit:dead'"
+    )
+    choice = choosing.lacking(database.topology.group("scores"), "novelty")
+    assert choice.count(database.connection) == 2
+    found = [line.record_id for page in choice.pages(database.connection, 3) for line in page]
+    assert found == ["post:reddit:first", "post:reddit:second"]
+    database.sql("TRUNCATE llm_requests, llm_request_items")
