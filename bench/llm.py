@@ -18,10 +18,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import orjson
 import psycopg
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 from pydantic import SecretStr
 
 from bench import harness
@@ -39,7 +47,7 @@ from headrace.llm.ledger import Admitted, Ledger, Planned, Reply
 from headrace.servers import LocalServer
 from headrace.servers.guard import throwaway_folder
 from headrace.stores import postgres
-from headrace.stream import topology
+from headrace.stream import clients, topology
 from headrace.stream.stage import Context
 from tests.llm import provider
 from tests.llm.provider import Call, Provider, Step
@@ -47,18 +55,17 @@ from tests.llm.provider import Call, Provider, Step
 STAGE = "scores"
 WORKERS = 4
 SECONDS = 1.0  # that the provider of the group takes
-TOGETHER = 20  # items in a call of the ledger's measurement, as the stage has them
-CALLS = 150  # in each round of it
-WINDOW_CALLS = 5_000
-KILLS = 3
+CALLS = 240  # of each round of the ledger's measurement
+TOGETHER = 20  # posts in a call, by either way
+KILLS = 4
 PATIENCE_SECONDS = 240.0
 
 _Found = tuple[list[Figure], list[Goal]]
 
 
 def measure(rig: Rig, posts: int, rounds: int) -> tuple[list[Figure], list[Goal]]:
-    """`posts` go through the group; half as many meet the faults."""
-    parts = (bookkeeping(rig, rounds), group(rig, posts), batches(rig), faults(rig, posts // 2))
+    """`posts` go through the group; a quarter as many meet the faults."""
+    parts = (bookkeeping(rig, rounds), group(rig, posts), batches(rig), faults(rig, posts // 4))
     return [one for part in parts for one in part[0]], [one for part in parts for one in part[1]]
 
 
@@ -67,21 +74,21 @@ def measure(rig: Rig, posts: int, rounds: int) -> tuple[list[Figure], list[Goal]
 
 @dataclass(frozen=True)
 class Books:
-    """A way to keep them: calls in the window beforehand, and the limits."""
+    """An ask of so many calls with so many items each, calls in the window before, and limits."""
 
     name: str
+    calls: int
+    items: int
     before: int
     limits: dict[str, Any]
 
 
+_HIGH = {"requests_per_minute": 10_000}
 BOOKS = (
-    Books("ledger and limiter", 0, {"requests_per_minute": 1_000}),
-    Books(f"{WINDOW_CALLS:,} in the window", WINDOW_CALLS, {"requests_per_minute": 10_000}),
-    Books(
-        f"{WINDOW_CALLS:,} in the window, tokens limited too",
-        WINDOW_CALLS,
-        {"requests_per_minute": 10_000, "tokens_per_minute": 100_000_000},
-    ),
+    Books("ledger and limiter, 12 calls of 20", 12, 20, 0, {"requests_per_minute": 1_000}),
+    Books("ledger and limiter, one call of one", 1, 1, 0, {"requests_per_minute": 1_000}),
+    Books("12 of 20, 5,000 in the window", 12, 20, 5_000, _HIGH),
+    Books("the same, tokens limited too", 12, 20, 5_000, {**_HIGH, "tokens_per_minute": 10**8}),
 )
 
 _BEFORE = """
@@ -96,60 +103,68 @@ FROM generate_series(1, %s) AS n
 def bookkeeping(rig: Rig, rounds: int) -> _Found:
     """Milliseconds of a call without the provider's, on a PostgreSQL that writes to disk."""
     figures: list[Figure] = []
+    goals: list[Goal] = []
     with throwaway_folder() as folder:
         server = LocalServer("postgres", folder)
         server.start()
         try:
             with replace(rig, dsn=str(server.address)).project() as settings:
-                for kept in BOOKS:
-                    names = (f"{kept.name}, a call", f"{kept.name}, 99 of 100 calls")
-                    median, most = (Figure(name, "ms") for name in names)
+                for books in BOOKS:
+                    median, most = (Figure(f"{books.name}{more}", "ms") for more in ("", ", p99"))
                     for number in range(rounds):
-                        taken = _keep(_asking(settings, **kept.limits), kept.before, number)
+                        taken = _kept(_asking(settings, **books.limits), books, number)
                         median.readings.append(statistics.median(taken))
                         most.readings.append(statistics.quantiles(taken, n=100)[-1])
                     _say(median, most)
                     figures += [median, most]
+                    if not books.before:
+                        goals.append(Goal(f"{books.name}, ms a call", median.median, most=3.0))
         finally:
             server.kill()
-    return figures, [Goal("ledger and limiter, ms a call", figures[0].median, most=3.0)]
+    return figures, goals
 
 
-def _keep(settings: Settings, before: int, number: int) -> list[float]:
+def _kept(settings: Settings, books: Books, number: int) -> list[float]:
     ledger = Ledger(settings, STAGE, "bench-0")
     with postgres.connect(settings, autocommit=True) as connection:
         connection.execute("TRUNCATE llm_calls, llm_answers, llm_claims, llm_turns")
-        if before:
-            connection.execute(_BEFORE, [ledger.provider, before, before])
+        if books.before:
+            connection.execute(_BEFORE, [ledger.provider, books.before, books.before])
         connection.execute("ANALYZE llm_calls")
+    taken: list[float] = []
     try:
-        found = [_whole(ledger, f"{number} {call}") for call in range(CALLS)]
+        while len(taken) < CALLS:
+            taken += _ask(ledger, books, f"{number} {len(taken)}")
     finally:
         ledger.close()
-    return found[CALLS // 10 :]  # the first ones connect and prepare
+    return taken[CALLS // 5 :]  # the first ones connect and prepare
 
 
-def _whole(ledger: Ledger, name: str) -> float:
-    """Milliseconds of all that an ask does for a call of its own."""
+def _ask(ledger: Ledger, books: Books, name: str) -> list[float]:
+    """Milliseconds of each call: its own, and its share of what is done once for the ask."""
     items = [
         (hashlib.sha256(f"{name} {n}".encode()).digest(), f"post:reddit:{name} {n}", 1, "all")
-        for n in range(TOGETHER)
+        for n in range(books.calls * books.items)
     ]
     keys = [item[0] for item in items]
-    cost = Decimal("0.001")
-    planned = Planned(
-        "gpt-4.1-mini", "direct", "first", keys, 2_000, 960, cost, prompt="scores", version=1
-    )
-    answers = {key: dict.fromkeys(("relevance", "urgency", "novelty"), 5.0) for key in keys}
-    began = time.perf_counter()
+    cost, answer = Decimal("0.001"), dict.fromkeys(("relevance", "urgency", "novelty"), 5.0)
+    moments = [time.perf_counter()]
     ledger.answers(keys)
     requests.told(ledger, keys)
     ledger.claim(items)
-    admitted = ledger.admit(planned)
-    assert isinstance(admitted, Admitted), admitted
-    ledger.settle(admitted.call, Reply(1_900, 900, cost=cost, seconds=1.0), answers)
+    moments.append(time.perf_counter())
+    for start in range(0, len(keys), books.items):
+        asked = keys[start : start + books.items]
+        admitted = ledger.admit(
+            Planned("gpt-4.1-mini", "direct", "first", asked, 2_000, 960, cost, prompt="scores")
+        )
+        assert isinstance(admitted, Admitted), admitted
+        reply = Reply(1_900, 900, cost=cost, seconds=1.0)
+        ledger.settle(admitted.call, reply, dict.fromkeys(asked, answer))
+        moments.append(time.perf_counter())
     ledger.release(keys)
-    return (time.perf_counter() - began) * 1000
+    shared = (moments[1] - moments[0] + time.perf_counter() - moments[-1]) / books.calls
+    return [1000 * (shared + after - before) for before, after in pairwise(moments[1:])]
 
 
 # -- a group of workers
@@ -227,8 +242,8 @@ def _begun(rig: Rig, settings: Settings, runner: subprocess.Popen[bytes]) -> int
         with postgres.connect(settings, readonly=True) as connection:
             if _one(connection, _WORKERS, 0) == WORKERS:
                 return count
-        harness.fill(rig.bootstrap, _raw(settings), 8 * WORKERS, count)
-        count += 8 * WORKERS
+        harness.fill(rig.bootstrap, _raw(settings), 2 * WORKERS, count)
+        count += 2 * WORKERS
     raise AssertionError("not reached")
 
 
@@ -331,6 +346,7 @@ def faults(rig: Rig, posts: int) -> _Found:
                 "processing": settings.processing.model_copy(update={"retry_max_seconds": 2.0}),
             }
         )
+        _short_sessions(settings)
         with _running(settings) as runner:
             begun = _begun(rig, settings, runner)
             harness.fill(rig.bootstrap, _raw(settings), posts, begun)
@@ -418,6 +434,19 @@ class Weather:
         """Texts of the items that it answers well."""
         read = packing.read(self._reading, len(call.items), call.content or "")
         return [orjson.dumps(call.items[place]["text"]).decode() for place in read.good]
+
+
+def _short_sessions(settings: Settings) -> None:
+    """A member that is silent for three seconds loses its partitions."""
+    group = topology.load(settings).group(STAGE).name
+    times = {"consumer.session.timeout.ms": "3000", "consumer.heartbeat.interval.ms": "500"}
+    entries = [
+        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        for name, value in times.items()
+    ]
+    resource = ConfigResource(ResourceType.GROUP, group, incremental_configs=entries)
+    client = AdminClient(clients.base_conf(settings))
+    client.incremental_alter_configs([resource])[resource].result(30)
 
 
 def _kill(settings: Settings, runner: subprocess.Popen[bytes]) -> int:
