@@ -8,7 +8,6 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from llmock.routers import batch as simulated
@@ -32,19 +31,6 @@ def served() -> Iterator[Provider]:
         yield p
 
 
-def at_once(worlds: Callable[..., World]) -> Callable[..., World]:
-    """Worlds whose scores do not wait for their hour."""
-
-    def make(*, change: Callable[[dict[str, Any]], None], **options: Any) -> World:
-        def both(content: dict[str, Any]) -> None:
-            change(content)
-            del content["groups"]["scores"]["when"]
-
-        return worlds(change=both, **options)
-
-    return make
-
-
 def in_flight(world: World) -> InFlight | None:
     with Reader(world.settings) as reader:
         (scores,) = reader.read(["scores"])
@@ -54,7 +40,7 @@ def in_flight(world: World) -> InFlight | None:
 def test_posts_are_scored_by_batches_through_a_kill(
     worlds: Callable[..., World], served: Provider
 ) -> None:
-    world = made(at_once(worlds), served, **QUICK, **{"llm.transport": {"scores": "batch"}})
+    world = made(worlds, served, **QUICK, **{"llm.transport": {"scores": "batch"}})
     asked: Counter[str] = Counter()
 
     def count(call: Call) -> None:
@@ -63,7 +49,7 @@ def test_posts_are_scored_by_batches_through_a_kill(
     served.judge = count
     served.answer = lambda one: {"relevance": int(one.item["text"][-1]), "urgency": 2}
     world.post(n=POSTS, texts=[f"post number {number}" for number in range(POSTS)])
-    world.start_worker("scores")
+    world.start_worker("scores", "--now")
     world.start_worker("postgres")
 
     def outcomes() -> dict[str, int]:
