@@ -310,7 +310,8 @@ def _show_community(told: dict[str, Any]) -> None:
 
 def _show_persona(told: Mapping[str, Any]) -> None:
     click.echo(_persona_line(told))
-    click.echo(f"of {lines.plain(told['community'] or told['community_id'])}, set {told['set']}")
+    community = lines.name(told["platform"], told["community"] or told["community_id"])
+    click.echo(f"of {lines.plain(community)}, set {told['set']}")
     for name in making.FIELDS[3:]:
         label = name.replace("_", " ").capitalize()
         value = told[name]
