@@ -525,6 +525,10 @@ def _asking(connection: psycopg.Connection, settings: Settings) -> Iterator[Find
             do,
             level="note" if one.budget or one.reason.startswith("circuit: ") else "finding",
         )
+    for line in standing.stuck(connection):
+        budget = ": budget: " in line
+        do = "what the line says; it is tried again all the time"
+        yield Finding("llm", line, do, level="note" if budget else "finding")
     for stage, count in connection.execute(_EMBEDDED).fetchall():
         yield Finding(
             "llm",

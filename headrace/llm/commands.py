@@ -166,6 +166,7 @@ def _lines(found: Standing, settings: Settings, total: Sum | None) -> list[tuple
     for name, one in found.waits.items():
         age = span((found.now - one.at).total_seconds())
         lines.append(("Waits", f"{name}, {age} ago: {one.reason}"))
+    lines += [("Waits", line) for line in found.stuck]
     for name, way in (("Under way", found.direct), ("In batches", found.batch)):
         if way.calls and way.oldest is not None:
             age = span((found.now - way.oldest).total_seconds())
@@ -218,6 +219,7 @@ def _told(found: Standing, settings: Settings, total: Sum | None) -> dict[str, o
         "spent_today": number(found.today),
         "daily_budget": settings.llm.daily_budget,
         "problems": found.problems,
+        "stuck": found.stuck,
         "waits": {name: one.reason for name, one in found.waits.items()},
         "under_way": {
             name: {

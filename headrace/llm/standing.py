@@ -48,6 +48,9 @@ _REFUSED = """
 SELECT stage, scope, spent, budget, more, reason, at FROM llm_refusals
 WHERE until IS NULL OR until > now() ORDER BY stage
 """
+_STUCK = """
+SELECT stage, name, error FROM llm_batches WHERE state <> 'done' AND error IS NOT NULL ORDER BY id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,8 @@ class UnderWay:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """used: (calls, tokens) of the last minute by group; waits: why, by group; problems: what the
-    settings have against asking."""
+    """used: (calls, tokens) of the last minute by group; waits: why, by group; stuck: batches that
+    wait, and why; problems: what the settings have against asking."""
 
     provider: str
     model: str
@@ -108,6 +111,7 @@ class Standing:
     direct: UnderWay
     batch: UnderWay
     waits: dict[str, Refused]
+    stuck: list[str]
     problems: list[str]
 
     @property
@@ -147,6 +151,7 @@ def read(connection: psycopg.Connection, settings: Settings) -> Standing:
         direct=_under_way(cursor, "direct"),
         batch=_under_way(cursor, "batch"),
         waits=refused(connection, settings),
+        stuck=stuck(connection),
         problems=problems(settings),
     )
 
@@ -172,6 +177,12 @@ def in_flight(connection: psycopg.Connection, groups: Collection[str]) -> dict[s
         for stage, waiting, sent, seconds in rows
         if seconds is not None
     }
+
+
+def stuck(connection: psycopg.Connection) -> list[str]:
+    """What batches wait for that cannot be sent or collected, a line each."""
+    rows = connection.execute(_STUCK).fetchall()
+    return [f"{stage}: batch {name}: {error}" for stage, name, error in rows]
 
 
 def problems(settings: Settings) -> list[str]:

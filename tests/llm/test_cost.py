@@ -236,3 +236,9 @@ def test_commands_say_what_stands(books: Books, say: Say) -> None:
     told = orjson.loads(say(settings, "llm", "status", "--json"))
     assert told["embedded"] is True
     assert "for trying out" in say(settings, "llm", "status")
+    books.sql(
+        "INSERT INTO llm_batches (name, stage, provider, model, requests, error)"
+        " VALUES ('b1', 'scores', 'p', 'm', 2, 'llm: the key is refused')"
+    )
+    assert "scores: batch b1: llm: the key is refused" in say(settings, "llm", "status")
+    books.sql("DELETE FROM llm_batches")

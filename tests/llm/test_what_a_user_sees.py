@@ -77,6 +77,11 @@ SITUATIONS = {
         "llm: WHERE knows no model gpt-4.1-mini (status 400, bad_request): correct llm.model",
         meets=provider.status(400, message="Invalid model: gpt-4.1-mini"),
     ),
+    "a field refused": Situation(
+        "llm: WHERE does not take temperature as it is sent (status 400, bad_request): not with"
+        " ***; look at llm.temperature and llm.request",
+        meets=provider.status(400, message=f"not with {KEY}", param="temperature"),
+    ),
     "no /v1": Situation(
         "llm: WHERE has nothing at /, or no model gpt-4.1-mini (status 404, not_found): look at"
         " llm.base_url (most end with /v1) and llm.model",
