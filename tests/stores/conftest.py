@@ -40,9 +40,8 @@ class Database:
         topics["groups"]["entities"]["semantic"] = True
         path = home / f"{self.project}.yaml"
         path.write_text(yaml.safe_dump(topics, sort_keys=False))
-        self.settings: Settings = config.load(
-            {"project": self.project, "topics": path, "postgres.dsn": dsn, **flags}
-        )
+        own = {"project": self.project, "topics": path, "snapshots.dir": home / "snapshots"}
+        self.settings: Settings = config.load({**own, "postgres.dsn": dsn, **flags})
         self.topology = topology.load(self.settings)
         self.numbers = itertools.count()
         self._connection: psycopg.Connection | None = None
