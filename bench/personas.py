@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from bench.harness import append_times
 from bench.real import Checks, command
 from bench.rig import CLONE, Rig, environment, rig
+from consumers.personas import asked
 from headrace.config import Settings
 from headrace.llm import prices
 from headrace.stores import postgres
@@ -37,7 +38,7 @@ from tests.personas.answering import answer
 
 PATIENCE_SECONDS = 1_800.0
 LOOK_SECONDS = 0.05
-REAL_TOKENS = 260  # of a persona as a good model writes one; the made-up ones are shorter
+SCHEMA_TOKENS = 500  # of the JSON Schema that goes with a call for ten
 
 # All that a set is, but for when it was stored.
 _TABLES = {
@@ -131,7 +132,7 @@ def hold(files: list[Path], plain: Run, killed: Run, calls: int, kills: int) -> 
     )
     checks.say(killed.commits == communities, f"{killed.commits} commits after {kills} kills")
     print(f"undisturbed {plain.seconds:.0f} s, with kills {killed.seconds:.0f} s")
-    costs(plain, calls, personas)
+    costs(plain.input_tokens, plain.output_tokens, calls, personas)
     return not checks.failed
 
 
@@ -241,21 +242,23 @@ WHERE l.state = 'lost' GROUP BY l.id, r.id ORDER BY l.id
 """
 
 
-def costs(run: Run, calls: int, personas: int) -> None:
-    """Tokens as they were measured, by the prices of the settings; and with answers of a real
-    model's length."""
-    real = personas * REAL_TOKENS
+def costs(input_tokens: int, output_tokens: int, calls: int, personas: int) -> None:
+    """By the prices of the settings: with tokens as the provider counted them, and with answers of
+    a real model's length. It counts four characters as a token, and no schema."""
+    schemas = calls * SCHEMA_TOKENS
+    given = input_tokens + schemas
+    real = personas * asked.PERSONA_TOKENS + personas // 50 * asked.PROFILE_TOKENS
     print(
-        f"\n{calls} calls, {run.input_tokens:,} tokens in, {run.output_tokens:,} out as measured;"
-        f" {real:,} out where a persona takes {REAL_TOKENS}\n"
+        f"\n{calls} calls, {input_tokens:,} tokens in and {schemas:,} of schemas,"
+        f" {output_tokens:,} out; {real:,} out of a model that writes more\n"
     )
-    print("| model | as measured | with answers of real length | by batches |")
+    print("| model | made-up answers | real ones | by batches |")
     print("|---|---|---|---|")
     settings = Settings()
     for model in sorted(settings.llm.prices):
         found = [
-            prices.cost(settings, model, run.input_tokens, output, batch=batch)
-            for output, batch in ((run.output_tokens, False), (real, False), (real, True))
+            prices.cost(settings, model, given, output, batch=batch)
+            for output, batch in ((output_tokens, False), (real, False), (real, True))
         ]
         print(f"| {model} | {' | '.join(f'${cost:.2f}' for cost in found if cost is not None)} |")
 
