@@ -23,13 +23,6 @@ from typing import Any
 
 import orjson
 import psycopg
-from confluent_kafka.admin import (
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
 from pydantic import SecretStr
 
 from bench import harness
@@ -47,7 +40,7 @@ from headrace.llm.ledger import Admitted, Ledger, Planned, Reply
 from headrace.servers import LocalServer
 from headrace.servers.guard import throwaway_folder
 from headrace.stores import postgres
-from headrace.stream import clients, topology
+from headrace.stream import topology
 from headrace.stream.stage import Context
 from tests.llm import provider
 from tests.llm.provider import Call, Provider, Step
@@ -57,7 +50,7 @@ WORKERS = 4
 SECONDS = 1.0  # that the provider of the group takes
 CALLS = 240  # of each round of the ledger's measurement
 TOGETHER = 20  # posts in a call, by either way
-KILLS = 4
+KILLS = 3
 PATIENCE_SECONDS = 240.0
 
 _Found = tuple[list[Figure], list[Goal]]
@@ -321,7 +314,7 @@ def _all(outcomes: Sequence[asking.Outcome], kind: type) -> None:
 # -- faults
 
 PACK = 5  # posts in a call here
-FAULT_SECONDS = 0.8  # that a call takes
+FAULT_SECONDS = 1.2  # that a call takes
 
 _STATES = "SELECT state, count(*) FROM llm_calls GROUP BY state"
 _SETTLED = "SELECT request_id FROM llm_calls WHERE state = 'answered'"
@@ -346,7 +339,6 @@ def faults(rig: Rig, posts: int) -> _Found:
                 "processing": settings.processing.model_copy(update={"retry_max_seconds": 2.0}),
             }
         )
-        _short_sessions(settings)
         with _running(settings) as runner:
             begun = _begun(rig, settings, runner)
             harness.fill(rig.bootstrap, _raw(settings), posts, begun)
@@ -434,19 +426,6 @@ class Weather:
         """Texts of the items that it answers well."""
         read = packing.read(self._reading, len(call.items), call.content or "")
         return [orjson.dumps(call.items[place]["text"]).decode() for place in read.good]
-
-
-def _short_sessions(settings: Settings) -> None:
-    """A member that is silent for three seconds loses its partitions."""
-    group = topology.load(settings).group(STAGE).name
-    times = {"consumer.session.timeout.ms": "3000", "consumer.heartbeat.interval.ms": "500"}
-    entries = [
-        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-        for name, value in times.items()
-    ]
-    resource = ConfigResource(ResourceType.GROUP, group, incremental_configs=entries)
-    client = AdminClient(clients.base_conf(settings))
-    client.incremental_alter_configs([resource])[resource].result(30)
 
 
 def _kill(settings: Settings, runner: subprocess.Popen[bytes]) -> int:
