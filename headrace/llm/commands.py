@@ -92,15 +92,13 @@ def _show(rows: list[Sum], total: Sum, by: str) -> None:
     report.show(cells, names)
     notes = []
     if total.under_way:
-        notes.append(f"{total.under_way:,} calls are not answered yet: what is reserved for them")
+        notes.append(f"{total.under_way:,} calls are not answered yet")
     if total.lost:
-        notes.append(
-            f"{total.lost:,} were in flight when their worker died: what they cost at most"
-        )
+        notes.append(f"{total.lost:,} calls were in flight when their worker died")
     if any(row.name == costs.NOBODYS for row in rows):
         click.echo(f"{costs.NOBODYS}: calls that brought no answer, and those of forgotten records")
     for note in notes:
-        click.echo(f"Of the cost, {note}")
+        click.echo(f"{note}: in the cost stands what they may take at most")
     if total.unpriced:
         click.echo(
             f"{total.unpriced:,} calls went to models without a price (llm.prices) and count as $0"

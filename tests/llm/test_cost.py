@@ -25,7 +25,7 @@ from headrace.llm.ledger import Ledger
 from headrace.stream.commands import in_session
 from tests.llm.books import Books, admitted, buy, key_of, plan, reply
 from tests.llm.conftest import Say
-from tests.world import World
+from tests.world import CLONE, World
 
 
 def sums(books: Books, by: cost.By) -> dict[str, tuple[int, Decimal]]:
@@ -222,6 +222,8 @@ def test_an_estimate_goes_by_what_would_be_sent_then_by_what_was_bought(world: W
 def test_commands_say_what_stands(books: Books, say: Say) -> None:
     settings = books.settings()
     assert say(settings, "llm", "cost").strip() == "no language model was asked yet"
+    page = (CLONE / "docs" / "llm.md").read_text()
+    assert say(books.settings(llm__requests_per_minute=50), "llm", "status") in page
     ledger = books.ledger()
     buy(ledger, books.items("a"))
     (failed,) = books.items("b")
