@@ -349,19 +349,23 @@ LEFT JOIN (
 
 
 def _communities(stages: Sequence[StageRow]) -> str:
-    with_sentiment = any(stage.facet == "sentiment" for stage in stages)
-    mean = "round(avg(sentiment_score)::numeric, 3)" if with_sentiment else "NULL::numeric"
+    mean, joined = "NULL::numeric", ""
+    if any(stage.facet == "sentiment" for stage in stages):
+        mean = "round(avg((sentiment.result->>'score')::double precision)::numeric, 3)"
+        joined = _served_join("sentiment", stages)
     return f"""
 CREATE VIEW communities AS
 WITH counted AS (
-  SELECT posts.platform, d.slug, count(*) FILTER (WHERE kind = 'post') AS posts,
-         count(*) FILTER (WHERE kind = 'comment') AS comments,
-         count(DISTINCT author) AS authors, {mean} AS sentiment,
-         min(created_at) AS first_at, max(created_at) AS last_at, min(ingested_at) AS stored_at
-  FROM posts
-  JOIN dim_platform p ON p.name = posts.platform
-  JOIN dim_community d ON d.platform_id = p.id AND d.name = posts.community
-  GROUP BY posts.platform, d.slug
+  SELECT p.name AS platform, d.slug, count(*) FILTER (WHERE r.kind = 'post') AS posts,
+         count(*) FILTER (WHERE r.kind = 'comment') AS comments,
+         count(DISTINCT r.author_id) AS authors, {mean} AS sentiment,
+         min(r.created_at) AS first_at, max(r.created_at) AS last_at,
+         min(r.ingested_at) AS stored_at
+  FROM records r
+  JOIN dim_platform p ON p.id = r.platform_id
+  JOIN dim_community d ON d.id = r.community_id{joined}
+  WHERE NOT r.deleted AND r.kind <> 'community'
+  GROUP BY p.name, d.slug
 ), described AS (
   SELECT DISTINCT ON (p.name, d.slug) p.name AS platform, d.slug, r.id, r.title, r.text, r.metrics,
          r.ingested_at, n.properties, n.created_at AS enriched_at
