@@ -130,14 +130,9 @@ def parameters(settings: Settings) -> dict[str, Any]:
     }
 
 
-class _Set(NamedTuple):
-    number: int  # of the community, in the order that they were begun in
-    there: int  # personas so far
-
-
 class _Line(NamedTuple):
     text: str
-    community: int = 0  # its number, where the text is its name
+    of: str | None = None  # the id of a community
 
 
 class Follower:
@@ -147,20 +142,26 @@ class Follower:
         self._connection = connection
         self._settings = settings
         self._own = parameters(settings)
-        self._sets: dict[tuple[str, int], _Set] = {}
+        self._there: dict[tuple[str, int], int] = {}  # personas of each set
         self._numbers: dict[str, int] = {}  # of communities, as they were begun
+        self._names: dict[str, str] = {}
         self._seen: dict[Any, datetime] = {}
+        self._told: str | None = None  # the community that the last line was about
         self._answers()  # what was there before is counted, not told
         self._outcomes()
 
     def news(self) -> Iterator[str]:
-        """Lines; a community's answers before its commit."""
-        answers, outcomes = list(self._answers()), list(self._outcomes())
-        if answers or outcomes:
-            of = max(standing(self._connection, self._settings)[0].communities, len(self._numbers))
-            for text, number in answers:
-                yield lines.community(number, of, text) if number else text
-            yield from outcomes
+        """Lines, answers before commits; each under the name of its community."""
+        found = [*self._answers(), *self._outcomes()]
+        if not found:
+            return
+        of = max(standing(self._connection, self._settings)[0].communities, len(self._numbers))
+        for text, community in found:
+            if community is not None and community != self._told:
+                self._told = community
+                number, name = self._numbers[community], self._names[community]
+                yield lines.community(number, of, name)
+            yield text
 
     def _answers(self) -> list[_Line]:
         told: list[_Line] = []
@@ -169,26 +170,30 @@ class Follower:
         for id, title, platform, set, part, personas, at, kept in rows:
             if not self._is_new((id, set, part), at):
                 continue
-            if id not in self._numbers:
-                self._numbers[id] = len(self._numbers) + 1
-            known = self._sets.get((id, set))
-            if known is None:
-                known = _Set(self._numbers[id], kept)
-                name = lines.name(platform, title or id)
-                told.append(_Line(name, known.number))
+            self._name(id, title, platform)
+            there = self._there.get((id, set), kept)
             if not part.startswith("again"):
-                known = known._replace(there=min(known.there + personas, count))
-            self._sets[(id, set)] = known
-            told.append(_Line(lines.batch(part, personas, known.there, count)))
+                there = min(there + personas, count)
+            self._there[(id, set)] = there
+            told.append(_Line(lines.batch(part, personas, there, count), id))
         return told
 
-    def _outcomes(self) -> list[str]:
+    def _outcomes(self) -> list[_Line]:
         told = []
-        for id, _, _, set, personas, changed, at, topic, offset in self._rows(_COMMITTED):
+        for id, title, platform, set, personas, changed, at, topic, offset in self._rows(
+            _COMMITTED
+        ):
             if self._is_new((id, set, topic, offset), at):
-                told.append(lines.committed(personas, "kept" if changed else "committed"))
-                told.append(str(standing(self._connection, self._settings)[0]))
+                self._name(id, title, platform)
+                told.append(
+                    _Line(lines.committed(personas, "kept" if changed else "committed"), id)
+                )
+                told.append(_Line(str(standing(self._connection, self._settings)[0])))
         return told
+
+    def _name(self, id: str, title: str | None, platform: str) -> None:
+        self._numbers.setdefault(id, len(self._numbers) + 1)
+        self._names[id] = lines.name(platform, title or id)
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         since = {"since": self._newest() - _LATE}

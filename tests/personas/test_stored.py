@@ -205,6 +205,17 @@ def test_whoever_follows_is_told_the_same(made: Made) -> None:
         made.make(records[1])
         assert "[Community 2/2] r/cooking" in list(follower.news())
         assert list(follower.news()) == []
+        # Each line stands under its community, whatever came between and whoever came late.
+        late = watching.Follower(connection, made.settings)
+        grown = [made.community(slug, posts=9) for slug in ("apple", "cooking")]
+        for record in grown:
+            made.make(record)
+        for one in (follower, late):
+            heads = [line for line in one.news() if line[0] in "[✓"]
+            assert heads == [
+                "[Community 1/2] r/apple", f"✓ kept {COUNT} personas, {COUNT} relationships",
+                "[Community 2/2] r/cooking", f"✓ kept {COUNT} personas, {COUNT} relationships",
+            ]  # fmt: skip
         assert watching.standing(connection, made.settings)[1] is True
 
 
