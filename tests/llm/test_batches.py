@@ -63,6 +63,9 @@ class Office:
         finally:
             asker.close()
 
+    def wanted(self) -> bool:
+        return couriers.wanted(self.desk.settings, topology.load(self.desk.settings))
+
     def courier(self) -> Courier:
         settings = self.desk.settings
         return Courier(settings, topology.load(settings), self._queue)
@@ -155,6 +158,8 @@ def test_requests_come_back_as_answers_at_half_the_price(office: Callable[..., O
     items = here.items(5)
     assert here.ask(items) == [Deferred("batch")] * 5
     assert here.ask(items) == [Deferred("batch")] * 5  # under way already: not asked twice
+    direct = office(transport={})
+    assert direct.wanted()  # whatever the settings say by now
     here.carry(2)
     assert sorted(here.again) == sorted(item.record for item in items)
     answers = here.ask(items)
@@ -163,7 +168,7 @@ def test_requests_come_back_as_answers_at_half_the_price(office: Callable[..., O
     assert here.states() == {}
 
     (batch,) = here.desk.sql("SELECT sum(cost), sum(tokens) FROM llm_calls")
-    direct = office(transport={})
+    assert here.wanted() and not direct.wanted()
     other = desk.items(*(str(item.content["text"]) for item in items), start=1000)
     assert all(one.bought for one in direct.ask(other))
     (now,) = here.desk.sql(

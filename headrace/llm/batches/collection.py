@@ -79,7 +79,8 @@ class Collector:
             self._give_up(batch, f"{asked} knows no batch {batch.batch}")
             return True
         self._connection.execute(
-            "UPDATE llm_batches SET status = %s WHERE id = %s", [found.status, batch.id]
+            "UPDATE llm_batches SET status = %s, error = NULL WHERE id = %s",
+            [found.status, batch.id],
         )
         if found.status not in ENDED:
             self._see_to_its_end(batch, found)
