@@ -93,4 +93,6 @@ def shown(value: Any) -> Any:
         return {key: "***" if is_secret(key) else shown(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [shown(inner) for inner in value]
+    if isinstance(value, str) and "://" in value:
+        return Mask()(value)
     return str(value) if isinstance(value, Path) else value

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 
 from headrace import config
@@ -155,6 +157,23 @@ def test_nobody_listens() -> None:
         with pytest.raises(Passing, match=f"127.0.0.1:{port} cannot be reached") as raised:
             ask(f"http://127.0.0.1:{port}/v1")
     assert not raised.value.billed
+
+
+def test_a_certificate_that_nobody_knows() -> None:
+    made = settings("https://models.example/v1")
+    client = Client(made, endpoint.check(made))
+    cause = httpx2.ConnectError(
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
+        " (_ssl.c:1006)"
+    )
+    request = httpx2.Request("POST", "https://models.example/v1")
+    line = (
+        r"^llm: the certificate of models\.example is not trusted \(certificate verify failed: "
+        r"self-signed certificate\): look at llm\.base_url, or name its authority's file in SSL"
+    )
+    with pytest.raises(Pause, match=line), client.errors():
+        raise openai.APIConnectionError(request=request) from cause
+    client.close()
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])

@@ -16,7 +16,9 @@ from headrace.backlog import report
 from headrace.backlog.lag import Reader
 from headrace.backlog.progress import Progress, Step
 from headrace.backlog.receipts import Receipt
+from headrace.config import Status
 from headrace.errors import ConfigError, Pause
+from headrace.status.alerts import Quiet, Reading, conditions
 from tests.llm import desk, provider
 from tests.llm.conftest import Say
 from tests.llm.desk import Desk
@@ -202,6 +204,15 @@ def test_a_key_that_cannot_be_one_is_not_repeated() -> None:
     with pytest.raises(ConfigError, match=r"llm\.api_key.*copy it once more") as raised:
         config.load({"llm.api_key": f"{KEY} and more"})
     assert KEY not in str(raised.value)
+
+
+def test_an_alert_says_why_nothing_is_done() -> None:
+    paused = Reading("scores", 5, 0, True, 1, members=1, paused="llm: the key is refused")
+    found = {one.kind: one for one in conditions(Status(), paused, Quiet(1_200_000, True))}
+    assert found["stalled"].wrong
+    assert found["stalled"].text.endswith(
+        "nothing was committed in 20 min: llm: the key is refused"
+    )
 
 
 def test_a_group_that_cannot_ask_pauses_and_nobody_else_does(
