@@ -64,7 +64,8 @@ class Pair(NamedTuple):
     cosine: float
 
     def __str__(self) -> str:
-        return f"{self.later.body['name']} is {self.earlier.body['name']} ({self.cosine:.2f})"
+        """By their places: it stands with the call, which outlives what was made."""
+        return f"{self.later.place} is like {self.earlier.place} ({self.cosine:.2f})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,7 @@ def test_near_duplicates_are_replaced_and_named() -> None:
     call = next_call(making.draft(plan, [], held), model, plan)
     assert call is not None
     assert call.part == "again 1: 9 10"
-    assert call.reason == "near-duplicates: Twin A. is Name3 N. (1.00); Twin B. is Name5 N. (1.00)"
+    assert call.reason == "near-duplicates: 9 is like 4 (1.00); 10 is like 6 (1.00)"
     held[call.part] = answer(call, [20, 3])  # one of them is no better
     call = next_call(making.draft(plan, [], held), model, plan)
     assert call is not None

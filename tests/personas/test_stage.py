@@ -181,7 +181,7 @@ def test_near_duplicates_are_asked_for_again_and_embedded_by_themselves() -> Non
     assert outcome.result is not None
     last = asker.asked[-1]
     assert last.part == "again 1: 14"
-    assert last.reason == "near-duplicates: Twin T. is Name0 N. (1.00)"
+    assert last.reason == "near-duplicates: 14 is like 1 (1.00)"
     assert (
         "Twin T. (kind0.; wants: a phone that lasts), which is too much like Name0 N."
         in (asker.prompted[-1])
