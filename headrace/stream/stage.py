@@ -29,7 +29,8 @@ class Record(NamedTuple):
 
     `value` is the raw record's decoded value for a stage that reads raw topics, and the envelope's
     `result` for one that reads `enriched.<stage>`. `parts` names what alone is asked for, when a
-    part of an outcome is to be done again; empty: the whole.
+    part of an outcome is to be done again; empty: the whole. An outcome of parts that is not ok
+    leaves what stands as it is.
     """
 
     id: str
