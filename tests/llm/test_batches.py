@@ -239,6 +239,7 @@ def test_a_kill_at_any_step_submits_nothing_twice_and_loses_nothing(
     office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = office()
+    monkeypatch.setattr(couriers.migrate, "upgrade", lambda *_: None)  # they are there
     number = 0
     while True:
         number += 1
