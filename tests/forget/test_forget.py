@@ -19,6 +19,7 @@ from headrace.backlog import doctor
 from headrace.forget.orders import Selection
 from headrace.forget.work import Forgetting
 from headrace.graph import persona_id
+from headrace.redo import sending
 from headrace.snapshots import creation, folder
 from headrace.stores import postgres as stores
 from headrace.stores import weaviate
@@ -398,7 +399,7 @@ def make_personas(world: World, record: str, mark: str, evidence: list[str]) -> 
 
 
 def test_what_a_model_made_of_a_post_goes_with_it(
-    here: Callable[..., World], broker: Broker
+    here: Callable[..., World], broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {"llm.base_url": "http://127.0.0.1:9/v1", "llm.model": "m"}
     world = here(flags, change=only_personas)
@@ -432,13 +433,22 @@ def test_what_a_model_made_of_a_post_goes_with_it(
         places = [(name, number) for name in names for number in range(there[name])]
         world.admin.alter_offsets(group.name, world.admin.ends(places))
 
-    def forget(record: str) -> None:
+    def forget(*records: str) -> None:
         with Forgetting(world.settings, forgetting.take_out) as work:
-            order = work.make(Selection(ids=(record,)), purge=True)
+            if records:
+                work.make(Selection(ids=records), purge=True)
+            (order,) = work.unfinished()
             work.go_on(order, seconds=60, tell=go_on)
             assert order.waits == [] and order.state == "purged"
 
-    forget("post:reddit:p1")
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sending, "queue", killed)
+        forget("post:reddit:p1")
+    assert world.sql("SELECT count(*) FROM redo") == [(0,)]
+    forget()
     assert tables_with(world, MARK) == topics_with(world, MARK) == files_with(world) == []
     assert world.sql("SELECT community_id FROM personas") == [(other,), (other,)]
     assert world.sql("SELECT root_id FROM nodes UNION SELECT root_id FROM edges") == [(other,)]
