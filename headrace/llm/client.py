@@ -160,7 +160,12 @@ class Client:
         return "the embedded model" if self._endpoint.embedded else self._endpoint.provider
 
     def _answer(self, came: Any, headers: Headers, seconds: float) -> Answer:
-        choices = getattr(came, "choices", None)  # a text, where something else answered
+        if isinstance(came, str):  # something else answered: nothing was asked, nor paid
+            raise Pause(
+                f"llm: {self.where} answers with a text that is no JSON: look at llm.base_url"
+                " (most end with /v1)"
+            )
+        choices = getattr(came, "choices", None)
         if not choices:
             error = getattr(came, "error", None)  # some say so with status 200
             said = error.get("message") if isinstance(error, dict) else None

@@ -226,7 +226,7 @@ def test_a_missing_key(p: Provider) -> None:
 
 
 def test_something_else_answers(local: Callable[..., str]) -> None:
-    with pytest.raises(Passing, match="gave no completion"):
+    with pytest.raises(Pause, match=r"answers with a text that is no JSON: look at llm\.base_url"):
         ask(local(b"200 OK", b"<html>a portal</html>", kind=b"text/html"))
     with pytest.raises(Passing, match="gave no completion"):
         ask(local(b"200 OK", b'{"choices": []}'))
