@@ -44,7 +44,15 @@ _FOUND = {
     " WHERE f.order_id = %s",
 }
 
-_GONE = "SELECT id FROM records WHERE id = ANY(%s) AND deleted ORDER BY id"
+# Held, so that none is published anew meanwhile as far as the stores know.
+_GONE = "SELECT id FROM records WHERE id = ANY(%s) AND deleted ORDER BY id FOR NO KEY UPDATE"
+# An outcome may come before its record: what is of a newer revision stays.
+_NOT_NEWER = """
+NOT newer(t.root_topic_id, t.root_offset, t.root_appended, r.topic_id, r."offset", r.appended)
+"""
+_MADE = (
+    f"DELETE FROM {{}} t USING records r WHERE r.id = ANY(%s) AND t.{{}} = r.id AND {_NOT_NEWER}"
+)
 
 # What a stage says of the deletion comes after this, however late: its rank is higher.
 _EMPTY_OUTCOMES = """
@@ -63,12 +71,12 @@ WHERE o.record_id = r.id AND r.id = ANY(%s) AND r.deleted
 """
 _TAKE_OUT = {
     "entity_mentions": "DELETE FROM entity_mentions WHERE record_id = ANY(%s)",
-    "vectors": "DELETE FROM vectors WHERE record_id = ANY(%s)",
-    "scores": "DELETE FROM scores WHERE record_id = ANY(%s)",
-    "vectors of nodes": "DELETE FROM vectors v USING nodes n"
-    " WHERE n.root_id = ANY(%s) AND v.record_id = n.id",
-    "nodes": "DELETE FROM nodes WHERE root_id = ANY(%s)",
-    "edges": "DELETE FROM edges WHERE root_id = ANY(%s)",
+    "vectors": _MADE.format("vectors", "record_id"),
+    "scores": _MADE.format("scores", "record_id"),
+    "vectors of nodes": "DELETE FROM vectors t USING nodes n, records r"
+    f" WHERE r.id = ANY(%s) AND n.root_id = r.id AND t.record_id = n.id AND {_NOT_NEWER}",
+    "nodes": _MADE.format("nodes", "root_id"),
+    "edges": _MADE.format("edges", "root_id"),
     "decisions": "DELETE FROM decisions WHERE record_id = ANY(%s)",
     "llm_answers": "DELETE FROM llm_answers WHERE record_id = ANY(%s)",
     "llm_claims": "DELETE FROM llm_claims WHERE record_id = ANY(%s)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headrace.forget import orders, tables
 from headrace.forget.orders import Order, Selection
+from tests.stores import graphs
 from tests.stores.conftest import Database, embedded
 
 
@@ -52,6 +53,19 @@ def test_nothing_late_brings_a_forgotten_record_back(database: Database) -> None
     assert database.sql("SELECT version FROM outcomes WHERE stage = 'sentiment'") == [("1",)]
     assert database.sql("SELECT record_id FROM entity_mentions") == [("post:reddit:b",)]
     assert database.sql("SELECT count(*) FROM vectors") == [(0,)]
+    # It is published anew, and an outcome of that comes before the record does.
+    database.write([
+        database.outcome("a", 9, "embeddings", result=embedded(3.0, 4.0)),
+        graphs.raw(database, 1, deleted=True),
+        graphs.outcome(database, 2),
+    ])  # fmt: skip
+    order = order_of(database, Selection(ids=("post:reddit:a", graphs.COMMUNITY)))
+    tables.empty(database.connection, order)
+    assert database.sql("SELECT count(*) FROM vectors") == [(1 + 3,)]
+    assert database.sql("SELECT count(*) FROM edges") == [(2,)]
+    assert database.sql("SELECT DISTINCT root_id, root_offset FROM nodes") == [
+        (graphs.COMMUNITY, 2)
+    ]
     assert database.sql("SELECT deleted, text, value FROM records ORDER BY id")[0] == (
         True, None, None,
     )  # fmt: skip
