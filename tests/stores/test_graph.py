@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace.backlog import doctor
 from headrace.graph import edge_id, persona_id, record_of
 from tests.stores.conftest import Database
 from tests.stores.graphs import COMMUNITY, decision, outcome, raw, result, vector
@@ -196,6 +197,27 @@ def test_each_change_is_marked_for_search(database: Database) -> None:
     assert marked() == {COMMUNITY} | new
     database.write([outcome(database, 4, what="deleted")])
     assert marked() == {COMMUNITY, first, second} | new
+
+
+def test_what_is_served_by_halves_is_found(database: Database) -> None:
+    def faults() -> list[str]:
+        return [finding.what for finding in doctor._graph(database.connection)]
+
+    database.write([raw(database, 3), outcome(database, 3, result(count=50))])
+    database.write([outcome(database, 3, result(set=2)), outcome(database, 4, what="dead")])
+    assert faults() == []
+    first, second = (persona_id(COMMUNITY, 2, place) for place in (1, 2))
+    database.sql("UPDATE nodes SET superseded_at = now() WHERE id = %s", first)
+    assert faults() == [
+        "1 edges are served although a node of theirs is not", "1 communities are served by halves"
+    ]  # fmt: skip
+    database.sql("DELETE FROM nodes WHERE id = %s", second)
+    database.sql("DELETE FROM outcomes")
+    assert faults() == [
+        "1 edges stand without a node at one end",
+        "1 edges are served although a node of theirs is not",
+        "1 nodes are served without an answer of their stage",
+    ]
 
 
 def test_ordinary_batches_ask_nothing_more(database: Database) -> None:
