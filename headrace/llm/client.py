@@ -197,7 +197,7 @@ class Client:
                 f"llm: the certificate of {self.where} is not trusted ({found[1]}): look at "
                 "llm.base_url, or name its authority's file in SSL_CERT_FILE"
             )
-        if "WRONG_VERSION_NUMBER" in said:
+        if "WRONG_VERSION_NUMBER" in said or "RECORD_LAYER_FAILURE" in said:
             return Pause(f"llm: {self.where} does not speak TLS: write http:// in llm.base_url")
         if type(cause).__name__ in _UNREACHED:
             return Passing(f"{self.where} cannot be reached: {_SYSTEM.sub('', said)}")
