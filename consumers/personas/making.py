@@ -294,7 +294,8 @@ def _free(taken: Iterable[int], count: int) -> list[int]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         return ""
-    return " ".join("".join(c for c in value if c.isprintable() or c.isspace()).split())[:_LONGEST]
+    flat = " ".join("".join(c for c in value if c.isprintable() or c.isspace()).split())
+    return flat[:_LONGEST] if any(map(str.isalnum, flat)) else ""  # "," says nothing
 
 
 def _texts(value: object) -> list[str]:

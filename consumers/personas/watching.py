@@ -235,6 +235,7 @@ class Watch:
         self._context = context
         self._begun = 0
         self._current: tuple[str, Mapping[str, Any]] | None = None
+        self._numbers: dict[str, int] = {}  # of those that are begun
         self._made: str | None = None
 
     def batch(self) -> None:
@@ -252,6 +253,7 @@ class Watch:
             if (found := self._standing()) is not None and found.communities:
                 number = min(found.begun + int(not held), found.communities)
                 of = max(found.communities, number)
+            number = self._numbers.setdefault(record.id, number)
             name = lines.name(record.platform, str(record.value["name"]))
             log.info("%s", lines.community(number, of, name))
         if held and not draft.whole:
@@ -269,6 +271,8 @@ class Watch:
         if self._made is None or self._context is None:
             return
         log.info("%s", self._made)
+        if self._current is not None:
+            self._numbers.pop(self._current[0], None)
         self._made = self._current = None
         if (found := self._standing()) is not None:
             log.info("%s", found)

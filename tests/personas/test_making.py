@@ -205,6 +205,11 @@ def test_what_is_kept_is_never_given_up() -> None:
     assert call.part == "again 1: 3"
 
 
+def test_who_lacks_a_word_is_not_there() -> None:
+    bodies = [persona(1), {**persona(2), "name": ","}, {**persona(3), "goals": ["", "…"]}]
+    assert [one["name"] for one in making.personas({"personas": bodies})] == ["Name1 N."]
+
+
 def test_evidence_leads_back_without_the_record() -> None:
     for id in ("post:reddit:abc", "comment:reddit:abc", "post:reddit:a:b", "post:other:abc"):
         assert making.full(making.short(id, "reddit"), "reddit") == id
