@@ -8,11 +8,16 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-from headrace import servers
+import orjson
+
+from headrace import decisions, servers
 from headrace.backlog import lag
+from headrace.graph import persona_id
 from headrace.search import compare, marks
 from headrace.stores import postgres as stored
 from headrace.stores import weaviate as stores
+from headrace.stream.wire import Lineage, Position, Revision
+from tests.stores.graphs import result
 from tests.world import World, wait_for
 
 ROUNDS = int(os.environ.get("HEADRACE_TEST_CHAOS_ROUNDS", "4"))
@@ -53,7 +58,30 @@ def test_in_the_end_both_are_equal(
     victims["search"] = world.start_worker("search")
     victims["store"] = world.start_worker("postgres")
     stage = world.start_worker("text")
+    jars = "community:reddit:jars"
+    world.publish([
+        {"id": jars, "kind": "community", "platform": "reddit", "name": "jars", "slug": "jars",
+         "posts": 1, "best_posts": []},
+    ])  # fmt: skip
+    place = 'SELECT topic_id, partition, "offset", appended FROM records WHERE id = %s'
+    (revision,) = wait_for(lambda: world.sql(place, [jars]))
+    topic = world.topology.topic("raw.communities").name
+    lineage = Lineage(
+        Revision(*revision), "", 0, 1, (), Position(topic, revision[1], revision[2])
+    ).pack()  # fmt: skip
+
+    def new_set(number: int) -> None:
+        """Of 50 personas, of which somebody hides one."""
+        value = {
+            "id": jars, "kind": "community", "platform": "reddit", "stage": "personas",
+            "outcome": "ok", "version": "1", "at": "2026-11-21T09:00:00Z",
+            "result": result(jars, number, f"of {number}", count=50),
+        }  # fmt: skip
+        world.send("enriched.personas", jars, orjson.dumps(value), {"hr": lineage})
+        decisions.decide(world.settings, persona_id(jars, number, 7), "hide", True)
+
     for turn in range(ROUNDS):
+        new_set(turn + 1)
         world.post(n=100, ids=[f"{turn}-{n}" for n in range(100)], texts=[f"turn {turn} words"])
         world.post(n=50, ids=[str(n) for n in range(50)], texts=[f"again {turn}"])
         world.delete(f"post:reddit:{turn}")
@@ -76,8 +104,11 @@ def test_in_the_end_both_are_equal(
 
         def equal() -> bool:
             found = compare.everything(connection, client, world.settings)
-            assert found.records == ROUNDS * 100 + 50
+            assert found.records == ROUNDS * (100 + 50) + 50 + 1  # posts, personas, one community
             return (found.apart, found.unknown) == (0, 0) and marks.left(world.settings) == 0
 
         # What Weaviate lost in its last crash the projector finds when it looks again, or doctor.
         wait_for(equal, timeout=120, message=lambda: world.log_of(victims["search"])[-2000:])
+    assert world.sql("SELECT count(*), max(set), count(DISTINCT set) FROM personas") == [
+        (49, ROUNDS, 1)
+    ]
