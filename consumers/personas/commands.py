@@ -99,13 +99,14 @@ def progress(load: Loader, follow: bool, as_json: bool) -> None:
         return
     with database.reading(settings) as connection:
         found, complete = watching.standing(connection, settings)
+        waits = None if complete else watching.waits(connection, settings)
     if as_json:
-        told = {**found._asdict(), "complete": complete}
+        told = {**found._asdict(), "complete": complete, "waits": waits}
         told["cost"] = None if found.cost is None else float(found.cost)
         told["left"] = None if found.left is None else found.left.total_seconds()
         _print_json(told)
     else:
-        click.echo(str(found))
+        click.echo("\n".join(filter(None, (str(found), waits))))
 
 
 @personas.command()

@@ -34,7 +34,8 @@ def build(context: Context) -> Process:
     settings = context.settings
     prompt = prompts.load("consumers.personas", "personas")
     model = embedding.load(settings.embeddings, settings.llm)
-    return Personas(settings, asking.open(context), prompt, model, watching.Watch(context))
+    watch = watching.Watch(None if "asker" in context.options else context)  # an estimate is silent
+    return Personas(settings, asking.open(context), prompt, model, watch)
 
 
 def calls(settings: Settings) -> int:

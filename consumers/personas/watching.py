@@ -19,6 +19,7 @@ from consumers.personas.making import Call, Draft
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.llm import prompts
+from headrace.llm import standing as llm
 from headrace.log import get
 from headrace.stores import postgres
 from headrace.stream.stage import Context, Record
@@ -120,6 +121,12 @@ def standing(connection: psycopg.Connection, settings: Settings) -> tuple[Standi
     return found, 0 < communities <= answered
 
 
+def waits(connection: psycopg.Connection, settings: Settings) -> str | None:
+    """Why nothing is asked now, as a line; None where nothing is known to be in the way."""
+    found = llm.refused(connection, settings).get(STAGE)
+    return f"Waits: {found.reason}" if found else None
+
+
 def parameters(settings: Settings) -> dict[str, Any]:
     prompt = prompts.load("consumers.personas", "personas")
     return {
@@ -218,7 +225,12 @@ def follow(settings: Settings, say: Callable[[str], None], stopping: Callable[[]
         follower = Follower(connection, settings)
         found, complete = standing(connection, settings)
         say(str(found))
+        told: str | None = None
         while not complete and not stopping():
+            line = waits(connection, settings)
+            if line and line != told:
+                say(line)
+            told = line
             time.sleep(LOOK_SECONDS)
             for line in follower.news():
                 say(line)
