@@ -302,9 +302,9 @@ def marked(connection: psycopg.Connection, order: Order) -> int:
     come to; none without search."""
     row = connection.execute(
         "SELECT CASE WHEN EXISTS (SELECT FROM search_collections) THEN (SELECT count(*)"
-        " FROM search_dirty d WHERE NOT d.rebuild AND (record_of(d.record_id) = ANY(%(quoting)s)"
-        " OR EXISTS (SELECT FROM forget_records f WHERE f.order_id = %(order)s"
-        " AND f.record_id = record_of(d.record_id)))) ELSE 0 END",
-        {"order": order.id, "quoting": order.progress.get("quoting", [])},
+        " FROM search_dirty d JOIN (SELECT record_id FROM forget_records WHERE order_id = %s"
+        " UNION SELECT unnest(%s::text[])) f ON f.record_id = record_of(d.record_id)"
+        " WHERE NOT d.rebuild) ELSE 0 END",
+        [order.id, order.progress.get("quoting", [])],
     ).fetchone()
     return int(row[0]) if row else 0
