@@ -35,6 +35,8 @@ def test_names_are_the_same_in_python_and_in_sql(database: Database) -> None:
         assert database.sql("SELECT record_of(%s), record_of(%s)", name, community) == [
             (community, community)
         ]
+    for odd in ("persona:", "persona:a", "persona::", "persona:a:", "persona:a:b\n:c", "x:y", ""):
+        assert database.sql("SELECT record_of(%s)", odd) == [(record_of(odd),)]
 
 
 def test_a_community_and_its_personas_can_be_asked_by_sql(database: Database) -> None:

@@ -17,7 +17,7 @@ FUNCTIONS = r"""
 CREATE FUNCTION record_of(node text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN
   CASE WHEN starts_with(node, 'persona:')
-       THEN 'community:' || regexp_replace(substr(node, 9), ':[^:]*$', '')
+       THEN 'community:' || regexp_replace(substr(node, 9), ':?[^:]*$', '')
        ELSE node END;
 COMMENT ON FUNCTION record_of IS 'The record that a node was made of, by the node''s id';
 """
