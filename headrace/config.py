@@ -271,7 +271,7 @@ class Scores(Section):
             "urgency": Dimension(description="Does it have to be acted on soon?"),
             "novelty": Dimension(description="Does it say something that is not said every day?"),
             "usefulness": Dimension(description="Can somebody do something with it?"),
-        }
+        },
     )
     together: Positive = 20  # posts in one call
     max_characters: Positive = 1_500  # of a post that are shown to the model
