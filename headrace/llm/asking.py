@@ -81,7 +81,7 @@ Outcome = Answered | Failed | Deferred
 
 
 def open(context: Context) -> Asker:
-    """An asker for a stage. Nothing is connected yet.
+    """An asker for a stage, the only one of its worker.
 
     Raises ConfigError: an endpoint that may not be used, a budget without a price.
     """
@@ -106,6 +106,8 @@ def open(context: Context) -> Asker:
         )
     # Slots are counted in each data folder, so it belongs to the name.
     ledger = Ledger(settings, context.group, f"{context.worker}.{home.data_id()}")
+    with suppress(Retry, psycopg.Error):  # then its leases see to it
+        ledger.succeed()
     return Asker(settings, context.group, ledger, context.stopping, longest / 3, context.waiting)
 
 

@@ -85,6 +85,7 @@ gone AS (
 UPDATE llm_calls l SET state = 'lost', ended_at = now() FROM gone
 WHERE l.id = gone.call AND l.state = 'sent'
 """
+_SUCCEED = "UPDATE llm_claims SET until = clock_timestamp() WHERE owner = %s"
 # Claims that nobody came back for: their items are not asked for any more, or changed.
 _SWEEP = """
 WITH old AS (
@@ -244,6 +245,11 @@ class Ledger:
                     self._items[key] = wanted[key]
         claimed.theirs.update(wanted.keys() - claimed.mine.keys() - claimed.answered.keys())
         return claimed
+
+    def succeed(self) -> None:
+        """Whoever bore this worker's name before is dead: what it was asking for is anybody's, who
+        need not wait for its leases."""
+        self._ask(_SUCCEED, [self.owner])
 
     def release(self, keys: Collection[Key]) -> None:
         """Give items back that are not bought after all; those of others are left alone."""

@@ -95,6 +95,20 @@ def test_a_killed_workers_successor_goes_on_at_once_and_names_what_it_repeats(bo
     assert books.balanced()
 
 
+def test_whoever_starts_in_a_dead_workers_place_frees_what_it_held_for_all(books: Books) -> None:
+    dead, other = books.ledger("h-0"), books.ledger("h-1")
+    items = books.items("a", "b")
+    keys = [item[0] for item in items]
+    dead.claim(items)
+    call = admitted(dead.admit(plan(items)))
+    assert other.claim(items).theirs == set(keys)
+    books.ledger("h-2").succeed()
+    assert other.claim(items).theirs == set(keys)
+    books.ledger("h-0").succeed()
+    assert other.claim(items).mine == dict.fromkeys(keys, call)
+    assert books.states() == ["lost"]
+
+
 def test_another_worker_takes_over_when_the_lease_has_run_out(books: Books) -> None:
     slow, quick = books.ledger("h-0"), books.ledger("h-1")
     items = books.items("a")
