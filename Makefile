@@ -19,8 +19,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/headrace demo
 
+# Two at a time, each with servers of its own: the tests mostly wait. A file's tests stay together.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
