@@ -50,15 +50,15 @@ WORKERS = 4
 SECONDS = 1.0  # that the provider of the group takes
 CALLS = 240  # of each round of the ledger's measurement
 TOGETHER = 20  # posts in a call, by either way
-KILLS = 3
+KILLS = 2
 PATIENCE_SECONDS = 240.0
 
 _Found = tuple[list[Figure], list[Goal]]
 
 
 def measure(rig: Rig, posts: int, rounds: int) -> tuple[list[Figure], list[Goal]]:
-    """`posts` go through the group; a quarter as many meet the faults."""
-    parts = (bookkeeping(rig, rounds), group(rig, posts), batches(rig), faults(rig, posts // 4))
+    """`posts` go through the group; a fifth as many meet the faults."""
+    parts = (bookkeeping(rig, rounds), group(rig, posts), batches(rig), faults(rig, posts // 5))
     return [one for part in parts for one in part[0]], [one for part in parts for one in part[1]]
 
 
@@ -314,7 +314,7 @@ def _all(outcomes: Sequence[asking.Outcome], kind: type) -> None:
 # -- faults
 
 PACK = 5  # posts in a call here
-FAULT_SECONDS = 1.2  # that a call takes
+FAULT_SECONDS = 1.0  # that a call takes
 
 _STATES = "SELECT state, count(*) FROM llm_calls GROUP BY state"
 _SETTLED = "SELECT request_id FROM llm_calls WHERE state = 'answered'"
@@ -336,6 +336,7 @@ def faults(rig: Rig, posts: int) -> _Found:
         settings = settings.model_copy(
             update={
                 "scores": settings.scores.model_copy(update={"together": PACK}),
+                "kafka": settings.kafka.model_copy(update={"transaction_timeout_ms": 5_000}),
                 "processing": settings.processing.model_copy(update={"retry_max_seconds": 2.0}),
             }
         )
@@ -439,7 +440,7 @@ def _kill(settings: Settings, runner: subprocess.Popen[bytes]) -> int:
             if _one(connection, _WORKERS, since) < WORKERS:
                 continue
         time.sleep(draw.uniform(0.0, FAULT_SECONDS))
-        os.kill(draw.choice(workers(runner, STAGE)), signal.SIGKILL)
+        os.kill(draw.choice(sorted(workers(runner, STAGE))), signal.SIGKILL)
         killed, since = killed + 1, time.time()
     return killed
 
