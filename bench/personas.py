@@ -178,15 +178,17 @@ class Whole:
                 return one(_ANSWERS) >= answers
 
             began = time.monotonic()
-            stack.enter_context(started(settings, output, "postgres"))
-            _until(lambda: one(_COMMUNITIES) == len(self.files))
+            store = stack.enter_context(started(settings, output, "postgres"))
+            _until(lambda: one(_COMMUNITIES) == len(self.files), store)
             for answers, seconds in kills:
-                with started(settings, output, "personas", "--now"):
-                    _until(partial(reached, answers))
+                with started(settings, output, "personas", "--now") as worker:
+                    _until(partial(reached, answers), store, worker)
                     time.sleep(seconds)
-            for _ in range(workers):
+            all_of_them = [
                 stack.enter_context(started(settings, output, "personas", "--now"))
-            _until(lambda: one(_DONE) == len(self.files))
+                for _ in range(workers)
+            ]
+            _until(lambda: one(_DONE) == len(self.files), store, *all_of_them)
             seconds = time.monotonic() - began
             told = log.read_text().splitlines()
             ask = connection.execute
@@ -264,7 +266,7 @@ def costs(input_tokens: int, output_tokens: int, calls: int, personas: int) -> N
 
 
 @contextmanager
-def started(settings: Settings, output: Any, *words: str) -> Iterator[None]:
+def started(settings: Settings, output: Any, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker, killed at the end of the block as by the operating system."""
     process = subprocess.Popen(
         [sys.executable, "-m", "headrace", "worker", *words],
@@ -275,9 +277,7 @@ def started(settings: Settings, output: Any, *words: str) -> Iterator[None]:
         cwd=CLONE,
     )
     try:
-        yield
-        if process.poll() is not None:
-            raise click.ClickException(f"the worker of {words[0]} ended by itself")
+        yield process
     finally:
         process.kill()
         process.wait(30)
@@ -287,9 +287,11 @@ def _is_for_people(line: str) -> bool:
     return any(word in line for word in ("[Community", "Batch ", "✓ ", "Progress: "))
 
 
-def _until(condition: Callable[[], bool]) -> None:
+def _until(condition: Callable[[], bool], *running: subprocess.Popen[bytes]) -> None:
     ends = time.monotonic() + PATIENCE_SECONDS
     while not condition():
+        if any(process.poll() is not None for process in running):
+            raise click.ClickException("a worker has ended by itself")
         if time.monotonic() > ends:
             raise click.ClickException(f"not within {PATIENCE_SECONDS:.0f} s")
         time.sleep(LOOK_SECONDS)
