@@ -13,7 +13,7 @@ from headrace.llm import endpoint
 PERSONA_TOKENS = 260  # of an answer, by estimate
 PROFILE_TOKENS = 200
 _LEAST = 2  # characters of a text
-_SLOWLY = 5  # personas that the embedded model writes in one call in time, even beside others
+_SLOWLY = 3  # personas that the embedded model writes in one call in time, even beside others
 
 _FACTS = ("name", "description", "posts", "authors", "comments", "first_at", "last_at")
 _MADE = ("name", "age_range", "occupation", "interests")

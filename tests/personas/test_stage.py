@@ -275,7 +275,7 @@ def test_the_embedded_model_is_asked_for_less() -> None:
 
     embedded = Settings()
     other = Settings.model_validate({"llm": {"api_key": "nobody's"}})
-    assert (calls(other), calls(embedded)) == (5, 10)
+    assert (calls(other), calls(embedded)) == (5, 17)
     assert not asked.wanted(other).brief and asked.wanted(embedded).brief
 
 
