@@ -450,9 +450,7 @@ def _kill(settings: Settings, runner: subprocess.Popen[bytes]) -> int:
 
 def _asking(settings: Settings, url: str = "http://127.0.0.1:9/v1", **llm: Any) -> Settings:
     told = {"base_url": url, "api_key": SecretStr("nobody's"), **llm}
-    # Each platform's posts are to be spread over all workers; by default whole topics go together.
-    kafka = settings.kafka.model_copy(update={"client": {"group.remote.assignor": "range"}})
-    return settings.model_copy(update={"llm": settings.llm.model_copy(update=told), "kafka": kafka})
+    return settings.model_copy(update={"llm": settings.llm.model_copy(update=told)})
 
 
 def _raw(settings: Settings) -> str:
