@@ -23,6 +23,10 @@ class Retry(Exception):
         self.after = after
 
 
+class Onward(Retry):
+    """A part of the batch is done, and kept where the same batch finds it: go on at once."""
+
+
 class Pause(Exception):
     """Nothing can be worked on until somebody acts (a budget is spent, say); the group waits."""
 

@@ -29,7 +29,7 @@ import psycopg
 
 from headrace import home
 from headrace.config import Settings
-from headrace.errors import ConfigError, HeadraceError, Pause, Retry
+from headrace.errors import ConfigError, HeadraceError, Onward, Pause, Retry
 from headrace.llm import endpoint, packing, prices
 from headrace.llm.admission import Spent
 from headrace.llm.batches import requests
@@ -361,8 +361,7 @@ class Asker:
         finally:
             ask.halt.set()
             wait(running)
-        done = "a part of the batch is done" if ask.done else ""
-        _raise(running, "stopping" if self._stopping() else done)
+        _raise(running, self._stopping(), bool(ask.done))
 
     def _watch(self, ask: _Ask, running: Collection[Future[None]]) -> None:
         waiting = set(running)
@@ -625,16 +624,23 @@ def _refusal(answer: Answer) -> str | None:
     return None
 
 
-def _raise(running: Collection[Future[None]], reason: str) -> None:
-    """The gravest of what went wrong: a mistake of ours, then what a person has to see to."""
+def _raise(running: Collection[Future[None]], stopping: bool, some_done: bool) -> None:
+    """The gravest of what went wrong: a mistake of ours, then what a person has to see to. That the
+    time of a batch is over is nothing wrong, unless all of it went by in waiting."""
     errors = [error for future in running if (error := future.exception()) is not None]
     if not errors:
         return
     grave = [error for error in errors if not isinstance(error, Pause | Retry | _Halted)]
     grave += [error for error in errors if isinstance(error, Pause)]
     grave += [error for error in errors if isinstance(error, Retry)]
-    said = reason or next(filter(None, map(str, errors)), "the batch's time is over")
-    raise grave[0] if grave else Retry(_AT_ONCE_SECONDS, f"llm: {said}")
+    if grave:
+        raise grave[0]
+    if stopping:
+        raise Retry(_AT_ONCE_SECONDS, "llm: stopping")
+    trouble = next(filter(None, map(str, errors)), "")
+    if trouble and not some_done:
+        raise Retry(_AT_ONCE_SECONDS, f"llm: {trouble}")
+    raise Onward(_AT_ONCE_SECONDS, "llm: the batch's time is over")
 
 
 def _backoff(first: float, most: float) -> Iterator[float]:

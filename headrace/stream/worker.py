@@ -20,7 +20,7 @@ from typing import Protocol
 
 from headrace import home
 from headrace.config import Settings
-from headrace.errors import HeadraceError, ServerUnavailable
+from headrace.errors import HeadraceError, Onward, ServerUnavailable
 from headrace.log import get
 from headrace.stream import clients
 from headrace.stream.faults import Exit, Fenced, LimitReached, fences, passes
@@ -248,6 +248,10 @@ def _serve(
                 waited = None
             if not busy and finished():
                 break
+        except Onward as part:
+            pause.reset()
+            say("working")
+            loop.rest(part.after)
         except Retry as retry:
             say("retrying", str(retry))
             waited = time.monotonic()
