@@ -43,6 +43,13 @@ def calls(settings: Settings) -> int:
     return -(-settings.personas.count // asked.together(settings))
 
 
+# What an upgrade is told to come to, in place of what all of it would cost anew.
+kept = (
+    "each set stays as it is, and calls are made only for what one lacks;"
+    " `headrace personas regenerate` makes it anew"
+)
+
+
 class Personas:
     def __init__(
         self,

@@ -140,6 +140,11 @@ def of(settings: Settings, group: Group, records: int, parts: Sequence[str] = ()
         return _estimate(connection, settings, group, 0, records, parts)
 
 
+def kept(settings: Settings, group: Group) -> str | None:
+    """What a stage says of records that it did before, where doing them again buys nothing."""
+    return getattr(_module(settings, group), "kept", None)
+
+
 def told(found: Estimate, settings: Settings) -> list[str]:
     """Lines for people: calls, tokens, cost, time, and where that is known from."""
     each = found.each

@@ -452,6 +452,7 @@ def paid(one: flows.Order, records: int, said: str) -> Estimate:
 
 
 def _of_upgrade(one: flows.Order, records: int) -> Estimate:
+    from headrace.llm import estimates
     from headrace.redo import flows
 
     assert isinstance(one, flows.Upgrade)
@@ -465,6 +466,8 @@ def _of_upgrade(one: flows.Order, records: int) -> Estimate:
             said += ". It does not run now, so whether its model or its prompt is new is not known"
         return Estimate([said], target)
     said = f"{name}: {records:,} records to version {one.target}"
+    if one.group.paid and (stays := estimates.kept(one.settings, one.group)):
+        return Estimate([said, stays], target)
     if one.group.paid:
         lines, more = paid(one, records, said)
         return Estimate(lines, {**more, **target})

@@ -10,12 +10,13 @@ import pytest
 
 from consumers.personas import making
 from consumers.personas.stage import Personas
+from headrace import config
 from headrace.config import Settings
-from headrace.llm import asking, prompts
+from headrace.llm import asking, estimates, prompts
 from headrace.llm.ledger import Order
 from headrace.llm.prompts import Prompt
 from headrace.models.embedding import decoded
-from headrace.stream import schemas
+from headrace.stream import schemas, topology
 from headrace.stream.stage import Record, Retry
 from tests.personas.making_up import PROFILE, Kinds, persona
 
@@ -295,3 +296,11 @@ def test_an_answer_may_name_no_other_post() -> None:
         assert validator.is_valid(full)
         full["personas"][1]["evidence"] = ["7"]
         assert not validator.is_valid(full)
+
+
+def test_before_an_upgrade_it_is_said_that_sets_stay() -> None:
+    settings = config.load()
+    groups = topology.load(settings)
+    said = estimates.kept(settings, groups.group("personas"))
+    assert said is not None and "`headrace personas regenerate`" in said
+    assert estimates.kept(settings, groups.group("scores")) is None
