@@ -16,9 +16,10 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from headrace.words import count
 from producers.receipts import Receipt
 from producers.sources import STDIN
-from producers.transfer import Advanced, Job, Opened, Outcome, count
+from producers.transfer import Advanced, Job, Opened, Outcome
 
 _EVERY = 10.0  # seconds between a file's lines in a log
 _REASONS = 5  # kinds of rejects that are told apart

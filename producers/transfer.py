@@ -19,6 +19,7 @@ from headrace.errors import HeadraceError, ServerUnavailable
 from headrace.log import get
 from headrace.stream import schemas, topology
 from headrace.stream.wire import CE_ID, CE_SOURCE, CE_SPEC, CE_TYPE, source_of
+from headrace.words import count
 from producers import receipts
 from producers.ahead import Ahead, is_worth_it
 from producers.communities import Communities
@@ -122,12 +123,6 @@ class Outcome:
     reasons: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     nul_removed: int = 0
-
-
-def count(number: int, noun: str) -> str:
-    """ "1 row", "1,000 rows"; communities too."""
-    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else many}"
 
 
 def hire(settings: Settings, order: Order, *, alone: bool = False) -> Transfer:

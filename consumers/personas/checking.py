@@ -11,7 +11,8 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from consumers.personas import lines, making, reading
+from consumers.personas import making, reading
+from headrace import words
 from headrace.config import Settings
 
 LEAST_AGES = 4  # of the age ranges there are, in a set of ten and more …
@@ -45,10 +46,10 @@ class Report:
 
     def __str__(self) -> str:
         parts = [
-            lines.plural(self.personas, "persona"),
-            f"evidence from {lines.plural(self.evidence, 'post')}",
+            words.count(self.personas, "persona"),
+            f"evidence from {words.count(self.evidence, 'post')}",
             f"{self.ages} of {len(making.AGES)} age ranges",
-            lines.plural(self.occupations, "occupation"),
+            words.count(self.occupations, "occupation"),
         ]
         if self.hidden:
             parts.insert(1, f"{self.hidden} hidden")
@@ -128,12 +129,12 @@ def check(
     jobs = {str(one["occupation"]).casefold() for one in personas}
     if len(personas) >= ENOUGH:
         if len(ages) < LEAST_AGES:
-            wrong.append(f"only {lines.plural(len(ages), 'age range')}: {', '.join(sorted(ages))}")
+            wrong.append(f"only {words.count(len(ages), 'age range')}: {', '.join(sorted(ages))}")
         age, most = ages.most_common(1)[0]
         if most > MOST_OF_ONE_AGE * len(personas):
             wrong.append(f"{most} of {len(personas)} are {age}")
         if len(jobs) < LEAST_OCCUPATIONS * len(personas):
-            wrong.append(f"only {lines.plural(len(jobs), 'occupation')} among {len(personas)}")
+            wrong.append(f"only {words.count(len(jobs), 'occupation')} among {len(personas)}")
     evidence = {id for one in personas for id in one["evidence"] or ()}
     return Report(
         row["id"],

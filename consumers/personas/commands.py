@@ -14,6 +14,7 @@ import psycopg
 
 from consumers.personas import lines, making
 from consumers.personas.export import FORMATS
+from headrace import words
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 
@@ -156,7 +157,7 @@ def export(load: Loader, community: str | None, form: str, output: Path | None) 
         id = reading.community(connection, community) if community else None
         count = files.write(reading.personas(connection, id), form, output, sys.stdout)
     if output is not None:
-        click.echo(f"{lines.plural(count, 'persona')} in {output}", err=True)
+        click.echo(f"{words.count(count, 'persona')} in {output}", err=True)
 
 
 @personas.command()
@@ -173,10 +174,10 @@ def regenerate(load: Loader, what: str, wait: bool, timeout: float | None) -> in
 
     settings = load()
     order = changing.regenerate(settings, _find(settings, what))
-    keeps = f" and keeps {lines.plural(order.kept, 'persona')}" if order.kept else ""
+    keeps = f" and keeps {words.count(order.kept, 'persona')}" if order.kept else ""
     click.echo(
         f"{order.community}: set {order.set} is ordered; it has"
-        f" {lines.plural(order.anew, 'persona')} made anew{keeps}"
+        f" {words.count(order.anew, 'persona')} made anew{keeps}"
     )
     if not wait:
         return 0
@@ -272,7 +273,7 @@ def _persona(connection: psycopg.Connection, id: str) -> dict[str, Any]:
 def _community_line(row: dict[str, Any]) -> str:
     from consumers.personas import reading
 
-    parts = [lines.plural(row["personas"], "persona")]
+    parts = [words.count(row["personas"], "persona")]
     if row["hidden"]:
         parts.append(f"{row['hidden']} hidden")
     if row["set"] is not None:

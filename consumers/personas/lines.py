@@ -6,6 +6,8 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
+from headrace.words import count
+
 _PREFIXES = {"reddit": "r/"}
 
 
@@ -50,27 +52,23 @@ def community(number: int, of: int, name: str) -> str:
     return f"[Community {number}/{of}] {name}"
 
 
-def batch(part: str, personas: int, there: int, count: int) -> str:
+def batch(part: str, personas: int, there: int, whole: int) -> str:
     """One answer; `part` as the ledger names it."""
     if part.startswith("again"):
         label, _, places = part.partition(":")
-        what = f"in place of {plural(len(places.split()), 'near-duplicate')}"
-        return f"{label.capitalize()}: {plural(personas, 'persona')} {what}"
-    return f"Batch {part}: {plural(personas, 'persona')} ({there}/{count})"
+        what = f"in place of {count(len(places.split()), 'near-duplicate')}"
+        return f"{label.capitalize()}: {count(personas, 'persona')} {what}"
+    return f"Batch {part}: {count(personas, 'persona')} ({there}/{whole})"
 
 
 def committed(personas: int, how: str = "committed") -> str:
-    return f"✓ {how} {plural(personas, 'persona')}, {plural(personas, 'relationship')}"
+    return f"✓ {how} {count(personas, 'persona')}, {count(personas, 'relationship')}"
 
 
 def plain(text: object) -> str:
     """In one line, without characters that a terminal obeys."""
     flat = " ".join(str(text).split())
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in flat)
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def money(amount: Decimal) -> str:

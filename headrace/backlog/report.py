@@ -15,6 +15,7 @@ from rich.text import Text
 from headrace.backlog.model import STALL_SECONDS, GroupLag, PartitionLag, State
 from headrace.backlog.progress import Progress
 from headrace.llm.admission import usd
+from headrace.words import count
 
 COLUMNS = ("GROUP", "TOPIC", "LAG", "REDO", "IN/S", "OUT/S", "BEHIND", "ETA", "STATE")
 LEFT = {
@@ -221,7 +222,7 @@ def as_dict(group: GroupLag, stall_seconds: float = STALL_SECONDS) -> dict[str, 
 
 def progress_text(progress: Progress) -> str:
     receipt = progress.receipt
-    lines = [f"Run {receipt.run}: {receipt.state}, {_records(receipt.records)}"]
+    lines = [f"Run {receipt.run}: {receipt.state}, {count(receipt.records, 'record')}"]
     if receipt.rejected:
         lines[0] += f", {receipt.rejected:,} rejected"
     if receipt.superseded:
@@ -245,21 +246,14 @@ def progress_text(progress: Progress) -> str:
             for g, w, n, share, note in steps
         ]
     if progress.calls:
-        plural = "" if progress.calls == 1 else "s"
-        lines.append(
-            f"Cost: {usd(progress.cost)} for {progress.calls:,} call{plural} of language models"
-        )
+        calls = count(progress.calls, "call")
+        lines.append(f"Cost: {usd(progress.cost)} for {calls} of language models")
     lines += [f"Waits: {group}: {reason}" for group, reason in progress.waits.items()]
     lines += [f"Waits: {group}: {requests}" for group, requests in progress.requests.items()]
     if progress.superseded:
-        lines.append(
-            f"{_records(progress.superseded)} superseded: a newer revision stands in their place"
-        )
+        old = count(progress.superseded, "record")
+        lines.append(f"{old} superseded: a newer revision stands in their place")
     return "\n".join(lines)
-
-
-def _records(count: int) -> str:
-    return f"{count:,} record{'' if count == 1 else 's'}"
 
 
 def _eta(seconds: float | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from headrace.config import Settings
+from headrace.words import count
 
 if TYPE_CHECKING:
     from headrace.llm.cost import Sum
@@ -92,16 +93,16 @@ def _show(rows: list[Sum], total: Sum, by: str) -> None:
     report.show(cells, names)
     notes = []
     if total.under_way:
-        notes.append(f"{total.under_way:,} calls are not answered yet")
+        notes.append(f"{count(total.under_way, 'call')} not answered yet")
     if total.lost:
-        notes.append(f"{total.lost:,} calls were in flight when their worker died")
+        notes.append(f"{count(total.lost, 'call')} in flight when their worker died")
     if any(row.name == costs.NOBODYS for row in rows):
         click.echo(f"{costs.NOBODYS}: calls that brought no answer, and those of forgotten records")
     for note in notes:
         click.echo(f"{note}: in the cost stands what they may take at most")
     if total.unpriced:
         click.echo(
-            f"{total.unpriced:,} calls went to models without a price (llm.prices) and count as $0"
+            f"{count(total.unpriced, 'call')} of models without a price (llm.prices): counted as $0"
         )
 
 
@@ -150,7 +151,9 @@ def _lines(found: Standing, settings: Settings, total: Sum | None) -> list[tuple
     lines.append(("Limits", used + (f" ({groups})" if groups else "")))
     if found.waiting and found.last_turn is not None:
         last = span((found.last_turn - found.now).total_seconds())
-        lines.append(("Waiting", f"{found.waiting:,} calls, the last one's turn is in {last}"))
+        lines.append(
+            ("Waiting", f"{count(found.waiting, 'call')}, the last one's turn is in {last}")
+        )
     if found.hold_until is not None:
         left = span((found.hold_until - found.now).total_seconds())
         lines.append(("Hold", f"{found.provider} asks for no call for another {left}"))
@@ -168,12 +171,12 @@ def _lines(found: Standing, settings: Settings, total: Sum | None) -> list[tuple
     for name, way in (("Under way", found.direct), ("In batches", found.batch)):
         if way.calls and way.oldest is not None:
             age = span((found.now - way.oldest).total_seconds())
-            text = f"{way.calls:,} calls, the oldest for {age}, {usd(way.reserved)} reserved"
+            text = f"{count(way.calls, 'call')}, the oldest for {age}, {usd(way.reserved)} reserved"
             lines.append((name, text))
     if total is not None:
-        text = f"{total.calls:,} calls, {usd(total.cost)}"
+        text = f"{count(total.calls, 'call')}, {usd(total.cost)}"
         parts = {"failed": total.failed, "lost": total.lost, "repeated": total.repeated}
-        said = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count)
+        said = ", ".join(f"{number:,} {name}" for name, number in parts.items() if number)
         lines.append(("In all", text + (f" ({said})" if said else "")))
     return lines
 

@@ -31,6 +31,7 @@ from headrace.schedule import duration_text
 from headrace.stream import topology as topologies
 from headrace.stream.stage import Context, Record
 from headrace.stream.topology import Group
+from headrace.words import count
 
 ENOUGH = 20  # records that the ledger must know, to go by it
 LATELY = 2_000  # calls that it is asked for
@@ -151,8 +152,7 @@ def told(found: Estimate, settings: Settings) -> list[str]:
     if each is None:
         return ["nothing is known of a record yet: no call was made, and none is stored"]
     inputs, outputs = found.tokens
-    calls = "1 call" if found.calls == 1 else f"{found.calls:,} calls"
-    lines = [f"{calls}, {inputs:,} tokens in, {outputs:,} out"]
+    lines = [f"{count(found.calls, 'call')}, {inputs:,} tokens in, {outputs:,} out"]
     if endpoint.named(settings).embedded:
         lines.append(f"free with {found.model}, the embedded model: its content is for trying out")
     elif found.cost is None or found.batch_cost is None:

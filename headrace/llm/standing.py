@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from headrace.config import Settings
 from headrace.errors import ConfigError
 from headrace.llm import admission, endpoint, prices
+from headrace.words import count
 
 _NOW = """
 SELECT now() AS now, p.hold_until, p.failures, p.error, p.open_until,
@@ -74,10 +75,9 @@ class InFlight:
     def __str__(self) -> str:
         from headrace.backlog.report import span
 
-        count = self.waiting + self.sent
-        what = "request" if count == 1 else "requests"
+        requests = count(self.waiting + self.sent, "request")
         sent = f", {self.sent:,} with the provider" if self.waiting and self.sent else ""
-        return f"{count:,} {what} in batches{sent}, the oldest for {span(self.seconds)}"
+        return f"{requests} in batches{sent}, the oldest for {span(self.seconds)}"
 
     def as_dict(self) -> dict[str, float]:
         return {"waiting": self.waiting, "sent": self.sent, "oldest_seconds": self.seconds}

@@ -31,6 +31,7 @@ from headrace.stores import migrate, postgres
 from headrace.stream import clients
 from headrace.stream import topology as topologies
 from headrace.stream.clients import Admin, Partition
+from headrace.words import count
 
 Say = Callable[[str], object]
 
@@ -110,7 +111,7 @@ def nobody_works(admin: Admin, groups: list[str]) -> None:
         members = admin.members(group)
         if members:
             raise HeadraceError(
-                f"{len(members)} worker{'s' * (len(members) > 1)} of {group} at work: end them"
+                f"{count(len(members), 'worker')} of {group} at work: end them"
                 " first (`headrace run`, containers); a killed one counts for some seconds more"
             )
 

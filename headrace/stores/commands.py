@@ -18,6 +18,7 @@ from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.stores import migrate as migrations
 from headrace.stores import postgres
+from headrace.words import count
 
 SHOWN = 1000  # rows of a table on a terminal
 _NARROW = 10  # columns of a terminal that a column of a table needs, on average
@@ -119,7 +120,7 @@ def _as_table(names: list[str], rows: Iterable[tuple[Any, ...]]) -> None:
     if more:
         console.print(f"the first {SHOWN:,} rows; --csv and --json give them all")
     else:
-        console.print(f"{len(shown):,} {'row' if len(shown) == 1 else 'rows'}")
+        console.print(count(len(shown), "row"))
 
 
 def _upright(names: list[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Any]:

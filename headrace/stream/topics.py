@@ -17,6 +17,7 @@ from headrace.schedule import DAY_MS, duration_text
 from headrace.stream import clients, topology
 from headrace.stream.clients import Admin, Wanted
 from headrace.stream.topology import Topic, Topology
+from headrace.words import count
 
 CLEANUP, RETENTION, SIZE = "cleanup.policy", "retention.ms", "retention.bytes"
 TIMESTAMPS, MAX_BYTES = "message.timestamp.type", "max.message.bytes"
@@ -57,7 +58,7 @@ class Plan:
     def lines(self) -> Iterator[str]:
         """The difference, a line each: + made, ~ changed, ! refused, ? not in topics.yaml."""
         for topic in self.create:
-            parts = f"{topic.partitions} partition{'s' * (topic.partitions > 1)}"
+            parts = count(topic.partitions, "partition")
             yield f"+ {topic.name} ({parts}, kept: {kept(topic)})"
         for change in self.alter:
             yield f"~ {change}"
